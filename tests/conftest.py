@@ -1,0 +1,33 @@
+"""Fixtures all tests share: where other people's captures are, and what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "captures"
+
+
+@pytest.fixture(scope="session")
+def captures() -> Path:
+    """Return the folder of other projects' captures, which lies beside the checkout."""
+    if not CAPTURES.is_dir():
+        pytest.skip(f"no folder of foreign captures at {CAPTURES}")
+    return CAPTURES
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """Skip without root: namespaces, raw sockets and taps need it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root (namespaces, raw sockets, taps)")
+
+
+def need(*tools: str) -> None:
+    """Skip the calling test, naming the tool that is missing."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}, which is not installed")
