@@ -42,7 +42,7 @@ def sum_words(memory: Octets, start: Column, length: Column) -> npt.NDArray[np.u
     An odd last octet counts as the high half of a word. The result is folded to 16 bits but not
     complemented, so sums of neighbouring pieces add up (:func:`fold`).
     """
-    total = np.zeros(len(start), np.uint64)
+    total: npt.NDArray[Any] = np.zeros(len(start), np.uint64)
     words = length // 2
     for parity in (0, 1):  # a view of words exists for even offsets and one for odd offsets
         chosen = np.flatnonzero((start % 2 == parity) & (words > 0))
@@ -65,9 +65,10 @@ def _sum_runs(
     bounds = np.empty(2 * len(first), np.int64)
     bounds[0::2] = first
     bounds[1::2] = np.minimum(first + count, len(words) - 1)  # reduceat's bounds are indices
-    sums = np.add.reduceat(words, bounds, dtype=np.uint64)[0::2]
+    sums: npt.NDArray[np.uint64] = np.add.reduceat(words, bounds, dtype=np.uint64)[0::2]
     cut = (first + count == len(words)) & (count > 1)
-    return sums + cut * words[-1].astype(np.uint64)
+    sums[cut] += np.uint64(words[-1])
+    return sums
 
 
 def fold(total: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
