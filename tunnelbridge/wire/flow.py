@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tunnelbridge.batch import Column, Octets
+from tunnelbridge.batch import Column, Flags, Octets
 from tunnelbridge.wire import ethernet, ipv4, ipv6
-from tunnelbridge.wire.layer import Codes
+from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind, Layer
 from tunnelbridge.wire.octets import load
 
 ADDRESSES6: Final = np.dtype([("source", ">u8", 2), ("destination", ">u8", 2)])
@@ -42,6 +42,8 @@ class Flows:
     """Where the IP packet ends."""
     kind: Codes
     """What follows the IP header (a :class:`~.layer.Kind`); NONE for no tunnel or no good IP."""
+    fragment: Flags
+    """An IP fragment, first or later; its ``kind`` is NONE."""
     entropy: Column
     """The symmetric hash, 16 bits."""
 
@@ -56,6 +58,7 @@ def read_flows(memory: Octets, start: Column, end: Column) -> Flows:
         transport=inside.payload,
         end=end,
         kind=np.zeros(len(start), np.uint8),
+        fragment=np.zeros(len(start), np.bool_),
         entropy=np.zeros(0, np.int64),
     )
     is4 = inside.ethertype == ethernet.IPV4
@@ -81,7 +84,7 @@ def _read_ipv4(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
     header = load(memory, at, ipv4.HEADER)
     found = ipv4.decode(memory, at, until)
     ported = (found.reason == 0) & _HAS_PORTS[header["protocol"]]
-    _keep(flows, chosen, found.payload, found.end, np.where(found.reason == 0, found.kind, 0))
+    _keep(flows, chosen, found)
     return _endpoints(
         memory,
         header["source"].astype(np.uint64),
@@ -97,7 +100,7 @@ def _read_ipv6(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
     addresses = load(memory, at + 8, ADDRESSES6)
     next_header = memory[np.minimum(at + 6, memory.size - 1)]
     ported = (found.reason == 0) & _HAS_PORTS[next_header]
-    _keep(flows, chosen, found.payload, found.end, np.where(found.reason == 0, found.kind, 0))
+    _keep(flows, chosen, found)
     return _endpoints(
         memory,
         _fold6(addresses["source"]),
@@ -107,17 +110,16 @@ def _read_ipv6(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
     )
 
 
-def _keep(
-    flows: Flows,
-    chosen: slice | Column,
-    transport: Column,
-    end: Column,
-    kind: npt.NDArray[np.uint8],
-) -> None:
+def _keep(flows: Flows, chosen: slice | Column, found: Layer) -> None:
+    good = found.reason == 0
+    kind = found.kind if good.all() else np.where(good, found.kind, Kind.NONE).astype(np.uint8)
     if isinstance(chosen, slice):
-        flows.transport, flows.end, flows.kind = transport, end, kind
+        flows.transport, flows.end, flows.kind = found.payload, found.end, kind
     else:
-        flows.transport[chosen], flows.end[chosen], flows.kind[chosen] = transport, end, kind
+        flows.transport[chosen], flows.end[chosen] = found.payload, found.end
+        flows.kind[chosen] = kind
+    if found.fragment is not None:
+        flows.fragment[chosen] = found.fragment != UNKNOWN
 
 
 def _fold6(address: npt.NDArray[np.uint64]) -> Words:
@@ -130,7 +132,7 @@ def _endpoints(
     source: Words,
     destination: Words,
     transport: Column,
-    ported: npt.NDArray[np.bool_],
+    ported: Flags,
 ) -> Words:
     """Hash (address, port) of both ends by themselves and add them up: order does not matter."""
     ports = load(memory, transport, PORTS)

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from tunnelbridge.batch import Column, Octets
-from tunnelbridge.wire.layer import Kind, Layer, layer, refuse, table
+from tunnelbridge.wire.layer import UNKNOWN, Kind, Layer, layer, refuse, table
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
 
@@ -42,6 +42,7 @@ HEADER: Final = np.dtype(
 
 FRAGMENT_BITS: Final = 0x3FFF
 """More Fragments and the offset: non-zero in every fragment."""
+MORE_FRAGMENTS: Final = 0x2000
 
 PROTOCOLS: Final = table(
     256,
@@ -74,6 +75,10 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     found.claimed_end = start + total_length
     found.end = np.minimum(end, found.claimed_end)
     refuse(found, (header_length < HEADER.itemsize) | (found.payload > found.end), Reason.IP_SHORT)
-    refuse(found, header["fragment"] & FRAGMENT_BITS != 0, Reason.IP_FRAGMENT)
+    fragments = header["fragment"] & FRAGMENT_BITS
+    if fragments.any():
+        refuse(found, fragments != 0, Reason.IP_FRAGMENT)
+        found.fragment = np.where(fragments != 0, header["identification"], UNKNOWN)
+        found.first_fragment = fragments == MORE_FRAGMENTS
     found.kind = PROTOCOLS[header["protocol"]]
     return found

@@ -17,10 +17,11 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tunnelbridge.batch import Column, Octets
 from tunnelbridge.wire.ipv4 import PROTOCOLS
-from tunnelbridge.wire.layer import Layer, layer, refuse
+from tunnelbridge.wire.layer import UNKNOWN, Codes, Layer, layer, refuse
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
 
@@ -62,7 +63,7 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     return found
 
 
-def _skip_extensions(memory: Octets, found: Layer, next_header: np.ndarray) -> None:
+def _skip_extensions(memory: Octets, found: Layer, next_header: Codes) -> None:
     """Advance ``found.payload`` and ``next_header`` over extension headers, in place."""
     walking = np.flatnonzero(_IS_EXTENSION[next_header] & (found.reason == 0))
     for _ in range(MAX_EXTENSIONS):
@@ -78,10 +79,20 @@ def _skip_extensions(memory: Octets, found: Layer, next_header: np.ndarray) -> N
         is_authentication = kind == AUTHENTICATION
         octets[is_authentication] = (record["length"][is_authentication].astype(np.int64) + 2) * 4
         fragments = (kind == FRAGMENT) & (record["fragment"] & 0xFFF9 != 0)
-        found.reason[walking[fragments]] = Reason.IP_FRAGMENT
+        if fragments.any():
+            _note_fragments(found, walking[fragments], record[fragments])
         found.payload[walking] += octets
         next_header[walking] = record["next_header"]
         beyond = found.payload[walking] > found.end[walking]
         found.reason[walking[beyond & ~fragments]] = Reason.IP_SHORT
         walking = walking[~fragments & ~beyond & _IS_EXTENSION[record["next_header"]]]
     found.reason[walking] = Reason.IP_EXTENSIONS
+
+
+def _note_fragments(found: Layer, index: Column, record: npt.NDArray[np.void]) -> None:
+    found.reason[index] = Reason.IP_FRAGMENT
+    if found.fragment is None or found.first_fragment is None:
+        found.fragment = np.full(len(found.reason), UNKNOWN, np.int64)
+        found.first_fragment = np.zeros(len(found.reason), np.bool_)
+    found.fragment[index] = record["identification"]
+    found.first_fragment[index] = record["fragment"] & 0xFFF8 == 0

@@ -93,6 +93,9 @@ class Layer:
     truncated: Flags | None = None
     claimed_end: Column | None = None
     """Where the packet ends by its own IP length, which can lie beyond what is present."""
+    fragment: Column | None = None
+    """Identification of an IP fragment, -1 for whole packets; None where all are whole."""
+    first_fragment: Flags | None = None
 
 
 def layer(start: Column, end: Column, kind: Kind = Kind.NONE) -> Layer:

@@ -25,6 +25,7 @@ from tunnelbridge.wire import (
     ethernet,
     geneve,
     gre,
+    icmp,
     ipv4,
     ipv6,
     juniper,
@@ -37,6 +38,7 @@ from tunnelbridge.wire import (
     vxlan_gpe,
 )
 from tunnelbridge.wire.layer import PAYLOADS, Codes, Kind, Layer, layer
+from tunnelbridge.wire.reasons import Reason
 
 LEVELS: Final = 4
 MAX_HEADERS: Final = 8 * LEVELS
@@ -59,10 +61,11 @@ _DECODERS: Final[dict[int, Decoder]] = {
     Kind.ETHERIP: etherip.decode,
     Kind.NSH: nsh.decode,
     Kind.PPP: ppp.decode,
+    Kind.ICMP: icmp.decode,
 }
 _PAYLOAD: Final = np.isin(np.arange(256), PAYLOADS)
 _IP: Final = np.isin(np.arange(256), (Kind.IPV4, Kind.IPV6))
-_FOLLOWED: Final = np.isin(np.arange(256), [*_DECODERS, Kind.UDP])
+_FOLLOWED: Final = np.isin(np.arange(256), [*_DECODERS.keys() - {Kind.ICMP}, Kind.UDP])
 
 
 @dataclass(slots=True)
@@ -87,10 +90,9 @@ class _Group:
     kind: Codes
     depth: Column
 
-    def select(self, chosen: Column, whole: int) -> _Group:
-        index = np.arange(whole) if self.index is None else self.index
+    def select(self, chosen: Column) -> _Group:
         return _Group(
-            index[chosen],
+            chosen if self.index is None else self.index[chosen],
             self.start[chosen],
             self.end[chosen],
             self.kind[chosen],
@@ -99,11 +101,19 @@ class _Group:
 
 
 def walk(
-    memory: Octets, start: Column, end: Column, first: int, ports: Codes, levels: int = LEVELS
+    memory: Octets,
+    start: Column,
+    end: Column,
+    first: int,
+    ports: Codes,
+    levels: int = LEVELS,
+    searching: bool = False,
 ) -> Iterator[Step]:
     """Yield every header of every packet from the outside in; the first is of kind ``first``.
 
     ``ports`` (65536,) tells what listens on a UDP port. A header that is refused ends its packet.
+    ``searching`` looks into what nobody would deliver as well: first fragments, and the packets that
+    ICMP errors quote.
     """
     count = len(start)
     kinds = np.full(count, first, np.uint8)
@@ -115,18 +125,21 @@ def walk(
             found = _decode(memory, group.start, group.end, current, ports)
             index = slice(None) if group.index is None else group.index
             yield Step(index, current, group.start, found)
-            following += _go_on(group, found, current, levels, count)
+            following += _go_on(group, found, current, levels, searching)
         groups = following
         if not groups:
             return
 
 
-def _go_on(group: _Group, found: Layer, current: int, levels: int, whole: int) -> list[_Group]:
+def _go_on(group: _Group, found: Layer, current: int, levels: int, searching: bool) -> list[_Group]:
     """Return what is to be decoded next of ``group``, one group per kind of header."""
     depth = group.depth
     if current != Kind.ETHERNET:  # an Ethernet header is never what ends a tunnel
         depth = depth + _PAYLOAD[found.kind]
-    go_on = (found.reason == 0) & _FOLLOWED[found.kind]
+    good = found.reason == 0
+    if searching and found.first_fragment is not None:
+        good |= found.first_fragment & (found.reason == Reason.IP_FRAGMENT)
+    go_on = good & (_FOLLOWED[found.kind] | (searching & (found.kind == Kind.ICMP)))
     go_on &= (depth < levels) | ((depth == levels) & _is_own_header(current, found.kind))
     rest = _Group(group.index, found.payload, found.end, found.kind, depth)
     if not go_on.any():
@@ -134,7 +147,7 @@ def _go_on(group: _Group, found: Layer, current: int, levels: int, whole: int) -
     if go_on.all() and (rest.kind == rest.kind[0]).all():
         return [rest]
     present = np.flatnonzero(np.bincount(rest.kind[go_on]))
-    return [rest.select(np.flatnonzero(go_on & (rest.kind == kind)), whole) for kind in present]
+    return [rest.select(np.flatnonzero(go_on & (rest.kind == kind))) for kind in present]
 
 
 def _decode(memory: Octets, start: Column, end: Column, kind: int, ports: Codes) -> Layer:

@@ -1,0 +1,195 @@
+"""Never a loop: refuse frames that are, carry or quote one of our own tunnels.
+
+Theory of operation. A clone must not be cloned again, wherever it is met:
+
+1. On its way out of this host the kernel tells: tunnel sockets carry an SO_MARK that the capture
+   filter refuses first. That costs nothing and is not this module.
+2. Where the mark is gone (another namespace, another host, on its way back inside somebody else's
+   tunnel) the octets tell: outer destination, protocol, port and identifier of one of our tunnels,
+   four tunnels deep, in first fragments and in the packets that ICMP errors quote. Later fragments
+   are told by the identification of a first one that was refused.
+3. Where even that is hidden (an address translated on the way), the **breaker** sees the same packet
+   come back inside a tunnel: its generation is one more than that of the packet inside. The second
+   return is refused, so no original has more than two clones. It starts to remember clones when the
+   first tunnelled frame is seen, so hosts without tunnels pay nothing.
+
+Never the crude ``not host X``: everything else that the host behind a tunnel does stays visible.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tunnelbridge.batch import Batch, Column, Flags, Octets
+from tunnelbridge.clone.breaker import Breaker
+from tunnelbridge.wire import icmp, ipv4, udp
+from tunnelbridge.wire.flow import ADDRESSES6, Flows
+from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind
+from tunnelbridge.wire.octets import load
+from tunnelbridge.wire.reasons import Reason
+from tunnelbridge.wire.walk import Step, walk
+
+SHORTEST_HEADER: Final = 8
+"""An ICMP error may quote no more than the UDP header of the packet it answers."""
+REMEMBERED_FRAGMENTS: Final = 4096
+_ODD: Final = np.uint64(0x9E3779B97F4A7C15)
+_SUSPECT: Final = np.isin(
+    np.arange(256), (Kind.GRE, Kind.IPV4, Kind.IPV6, Kind.ETHERIP, Kind.MPLS, Kind.ETHERNET)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What one of our tunnels looks like from outside."""
+
+    remote: str
+    kind: Kind
+    port: int | None = None
+    identifier: int | None = None
+
+    @property
+    def address(self) -> tuple[int, int]:
+        """Return the remote as two 64-bit numbers; IPv4 has 0 as the first."""
+        number = int(ipaddress.ip_address(self.remote))
+        return number >> 64, number & 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Where the walk is in each of k suspects, columns of shape (k,)."""
+
+    high: npt.NDArray[np.uint64]
+    low: npt.NDArray[np.uint64]
+    """The destination of the IP header last seen, as two numbers."""
+    port: Column
+    own: Flags
+    fragment: npt.NDArray[np.uint64]
+    """Key of a first fragment seen, 0 without one."""
+    inner: Column
+    """Where the innermost tunnelled frame starts, -1 without one."""
+    inner_end: Column
+
+
+class LoopGuard:
+    """Refuses what would loop; remembers the first fragments it refused."""
+
+    def __init__(self, signatures: list[Signature]) -> None:
+        self.signatures = signatures
+        told = {each.port: each.kind for each in signatures if each.port is not None}
+        self._ports = udp.port_table(udp.PORTS | told)
+        self._fragments = np.zeros(REMEMBERED_FRAGMENTS, np.uint64)
+        self._next_fragment = 0
+        self.breaker = Breaker()
+
+    def check(self, batch: Batch, flows: Flows) -> Codes:
+        """Return a reason per frame, shape (n,): 0, OWN_TUNNEL or LOOP_BREAKER."""
+        reason = np.zeros(len(batch), np.uint8)
+        suspects = np.flatnonzero(self._is_suspect(batch.memory, flows))
+        if suspects.size:
+            seen = self._search(batch, suspects)
+            self.breaker.armed |= bool((seen.inner >= 0).any())
+            echo = self.breaker.is_second_echo(batch.memory, seen.inner, seen.inner_end, suspects)
+            reason[suspects[echo]] = Reason.LOOP_BREAKER
+            reason[suspects[seen.own]] = Reason.OWN_TUNNEL
+        if self.breaker.armed:
+            self.breaker.remember(batch.memory, flows, reason == 0)
+        return reason
+
+    def _is_suspect(self, memory: Octets, flows: Flows) -> Flags:
+        """Tell which frames could be or quote a tunnel, at the cost of one look-up each."""
+        suspect: Flags = _SUSPECT[flows.kind] | flows.fragment
+        is_udp = np.flatnonzero(flows.kind == Kind.UDP)
+        if is_udp.size:
+            header = load(memory, flows.transport[is_udp], udp.HEADER)
+            suspect[is_udp] = self._ports[header["destination"]] != Kind.NONE
+        is_icmp = np.flatnonzero(flows.kind == Kind.ICMP)
+        if is_icmp.size:
+            header = load(memory, flows.transport[is_icmp], icmp.HEADER)
+            suspect[is_icmp] = icmp.IS_ERROR[header["type"]]
+        return suspect
+
+    def _search(self, batch: Batch, suspects: Column) -> _Seen:
+        """Walk into the suspects and find what is ours."""
+        count = len(suspects)
+        seen = _Seen(
+            high=np.zeros(count, np.uint64),
+            low=np.zeros(count, np.uint64),
+            port=np.full(count, UNKNOWN, np.int64),
+            own=np.zeros(count, np.bool_),
+            fragment=np.zeros(count, np.uint64),
+            inner=np.full(count, UNKNOWN, np.int64),
+            inner_end=np.zeros(count, np.int64),
+        )
+        start = batch.start[suspects]
+        end = start + batch.length[suspects]
+        for step in walk(batch.memory, start, end, Kind.ETHERNET, self._ports, searching=True):
+            if step.kind in (Kind.IPV4, Kind.IPV6):
+                self._visit_ip(batch.memory, seen, step)
+            elif step.kind == Kind.UDP:
+                self._visit_udp(batch.memory, seen, step)
+            elif step.kind != Kind.ETHERNET:
+                self._visit_tunnel(seen, step)
+        self._remember_fragments(seen.fragment[seen.own & (seen.fragment != 0)])
+        return seen
+
+    def _visit_ip(self, memory: Octets, seen: _Seen, step: Step) -> None:
+        """Note the destination, and tell later fragments by their first one."""
+        index, layer = step.index, step.layer
+        if step.kind == Kind.IPV4:
+            seen.high[index] = 0
+            seen.low[index] = load(memory, step.start, ipv4.HEADER)["destination"]
+        else:
+            address = load(memory, step.start + 8, ADDRESSES6)["destination"]
+            seen.high[index], seen.low[index] = address[:, 0], address[:, 1]
+        if layer.fragment is None or layer.first_fragment is None:
+            return
+        key = (seen.low[index] ^ seen.high[index]) * _ODD + layer.fragment.astype(np.uint64)
+        is_fragment = layer.fragment != UNKNOWN
+        seen.fragment[index] = np.where(layer.first_fragment, key, seen.fragment[index])
+        later = is_fragment & ~layer.first_fragment
+        seen.own[index] |= later & np.isin(key, self._fragments)
+
+    def _visit_udp(self, memory: Octets, seen: _Seen, step: Step) -> None:
+        """Note the port; a quote that ends behind it is matched by what there is."""
+        index, layer = step.index, step.layer
+        seen.port[index] = load(memory, step.start, udp.HEADER)["destination"]
+        cut_short = layer.end - layer.payload < SHORTEST_HEADER
+        if cut_short.any():
+            for signature in self.signatures:
+                if signature.port is not None:
+                    seen.own[index] |= cut_short & _is_to(signature, seen, index)
+
+    def _visit_tunnel(self, seen: _Seen, step: Step) -> None:
+        """Compare a tunnel's header with ours, and note the frame inside."""
+        index, layer = step.index, step.layer
+        kind = np.full(len(layer.reason), step.kind, np.uint8)
+        if layer.encapsulation is not None:
+            kind = layer.encapsulation
+        for signature in self.signatures:
+            matches = (kind == signature.kind) & _is_to(signature, seen, index)
+            if signature.identifier is not None and layer.identifier is not None:
+                short = layer.reason != 0
+                matches &= short | (layer.identifier == signature.identifier)
+            seen.own[index] |= matches
+        inside = (layer.reason == 0) & (layer.kind == Kind.ETHERNET)
+        seen.inner[index] = np.where(inside, layer.payload, seen.inner[index])
+        seen.inner_end[index] = np.where(inside, layer.end, seen.inner_end[index])
+
+    def _remember_fragments(self, keys: npt.NDArray[np.uint64]) -> None:
+        for key in np.unique(keys)[:REMEMBERED_FRAGMENTS]:
+            self._fragments[self._next_fragment] = key
+            self._next_fragment = (self._next_fragment + 1) % REMEMBERED_FRAGMENTS
+
+
+def _is_to(signature: Signature, seen: _Seen, index: Column | slice) -> Flags:
+    """Tell which suspects' last IP header (and UDP header) lead to this tunnel's end."""
+    high, low = signature.address
+    to: Flags = (seen.high[index] == high) & (seen.low[index] == low)
+    if signature.port is not None:
+        to &= seen.port[index] == signature.port
+    return to
