@@ -1,0 +1,82 @@
+"""``tunnelbridge check``: say what would be cloned, where to and by which way; send nothing."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunnelbridge.config import MtuPolicy
+from tunnelbridge.errors import UserError
+from tunnelbridge.linux.libpcap import compile_filter
+from tunnelbridge.linux.netlink import Route, link, route
+from tunnelbridge.sender import SendOptions
+from tunnelbridge.targets import Target, resolve_targets
+
+MAC_HEADER: Final = 14
+FULL_FRAME: Final = 1514
+
+
+def check(options: SendOptions) -> list[str]:
+    """Return the report, line by line; raises UserError for what would stop ``send``."""
+    options.validate()
+    lines: list[str] = []
+    frame = FULL_FRAME
+    if options.file is not None:
+        if not options.file.is_file():
+            raise UserError(f"cannot read {options.file}: no such file")
+        compile_filter(options.expression)
+        lines.append(f"source   {options.file}, at {options.speed} speed")
+    for name in options.interfaces:
+        found = link(name)
+        compile_filter(options.expression, interface=name)
+        frame = max(frame, found.mtu + MAC_HEADER)
+        state = "up" if found.up else "DOWN: nothing will be seen until it is up"
+        lines.append(f"source   {name}, MTU {found.mtu}, {state}, direction {options.direction}")
+    lines.append(f"filter   {options.expression or 'none: every packet'}")
+    if options.snaplen is not None:
+        lines.append(f"snaplen  {options.snaplen} octets of each frame")
+        frame = min(frame, options.snaplen)
+    for target in resolve_targets(options.to, options.arp, options.fdb):
+        lines += _describe(target, options, frame)
+    return lines
+
+
+def _describe(target: Target, options: SendOptions, frame: int) -> list[str]:
+    """Describe one target: its chain, its route, and the fate of a full-size frame."""
+    policy = target.spec.mtu or options.mtu
+    may_cut = options.snaplen is not None or policy is MtuPolicy.TRUNCATE
+    stack = target.encapsulation(may_cut)
+    lines = ["", f"tunnel   {target.name}"]
+    if target.member is not None:
+        mac = target.mac.hex(":")
+        lines.append(f"         static ARP: {target.member} is at {mac}; clones go to {mac}")
+    way = route(target.remote)
+    lines.append(f"         {_route_in_words(target, way)}")
+    overhead = target.ip_header + stack.overhead
+    lines.append(
+        f"         overhead {overhead} octets"
+        f" (IPv{'6' if target.ip_header == 40 else '4'} {target.ip_header},"
+        f" {stack.kind.slug} {stack.overhead})"
+    )
+    if stack.bare_ip:
+        frame -= MAC_HEADER
+    return [*lines, f"         {_fate(frame, overhead, way.mtu, policy)}"]
+
+
+def _route_in_words(target: Target, way: Route) -> str:
+    via = f"via {way.gateway}" if way.gateway else "directly connected"
+    neighbour = f" at {way.next_hop_mac}" if way.next_hop_mac else ""
+    source = target.spec.local or way.source
+    return f"from {source} to {target.remote} by {way.interface}, {via}{neighbour}, MTU {way.mtu}"
+
+
+def _fate(frame: int, overhead: int, mtu: int, policy: MtuPolicy) -> str:
+    outer = frame + overhead
+    becomes = f"a {frame}-octet frame becomes a {outer}-octet packet"
+    if outer <= mtu:
+        return f"{becomes}: fits"
+    outcomes = {
+        MtuPolicy.FRAGMENT: "sent in IP fragments",
+        MtuPolicy.TRUNCATE: f"cut to {mtu - overhead} octets of the frame",
+        MtuPolicy.DROP: "dropped",
+    }
+    return f"{becomes}, {outer - mtu} too long for the path: {outcomes[policy]} (--mtu {policy})"

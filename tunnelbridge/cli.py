@@ -1,0 +1,174 @@
+"""The ``tunnelbridge`` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from tunnelbridge.errors import UserError
+
+app = typer.Typer(
+    help="Clone packets from interfaces or capture files into tunnels to your analysers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Interfaces = Annotated[
+    list[str] | None,
+    typer.Option("-i", "--interface", metavar="IFACE", help="Mirror this interface; repeatable."),
+]
+File = Annotated[
+    Path | None,
+    typer.Option("-r", "--read", metavar="FILE", help="Send the packets of a pcap or pcapng file."),
+]
+To = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TUNNEL",
+        help="Where clones go: ENCAP://REMOTE[:PORT][?option=value&...], ENCAP one of gre, gre-ip,"
+        " erspan1, erspan2, erspan3, vxlan, geneve, tzsp, juniper; or a pool member's IP that --arp"
+        " and --fdb lead to a tunnel. Repeatable: every target gets every clone.",
+    ),
+]
+Arp = Annotated[
+    list[str] | None, typer.Option(metavar="IP=MAC", help="Static ARP entry of a pool member.")
+]
+Fdb = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MAC=TUNNEL", help="Static FDB entry: the tunnel behind a MAC address."),
+]
+Filter = Annotated[
+    str, typer.Option("--filter", metavar="EXPR", help="tcpdump expression: what to clone.")
+]
+Direction = Annotated[
+    Literal["both", "in", "out"], typer.Option(help="Which packets of an interface.")
+]
+Snaplen = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=14, max=262144, help="Clone only the first N octets of a frame."),
+]
+Mtu = Annotated[
+    Literal["fragment", "truncate", "drop"],
+    typer.Option(help="What to do with a clone that the path's MTU cannot carry whole."),
+]
+Speed = Annotated[str, typer.Option(metavar="original|max|PPS", help="With -r: how fast to send.")]
+Count = Annotated[int | None, typer.Option(metavar="N", min=1, help="End after cloning N packets.")]
+Duration = Annotated[
+    float | None, typer.Option(metavar="S", min=0.001, help="End after S seconds.")
+]
+Stats = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|-", help="Write the ledger as JSON at the end and on SIGUSR1."),
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on standard error.")]
+
+
+def _options(values: dict[str, Any]) -> Any:
+    from tunnelbridge.config import MtuPolicy
+    from tunnelbridge.sender import SendOptions
+
+    return SendOptions(
+        interfaces=values["interface"] or (),
+        file=values["read"],
+        to=values["to"] or (),
+        arp=values["arp"] or (),
+        fdb=values["fdb"] or (),
+        expression=values["filter_"],
+        direction=values["direction"],
+        snaplen=values["snaplen"],
+        mtu=MtuPolicy(values["mtu"]),
+        speed=values["speed"],
+        count=values["count"],
+        duration=values["duration"],
+        stats=values["stats"],
+        verbose=values["verbose"],
+    )
+
+
+@app.command()
+def send(
+    interface: Interfaces = None,
+    read: File = None,
+    to: To = None,
+    arp: Arp = None,
+    fdb: Fdb = None,
+    filter_: Filter = "",
+    direction: Direction = "both",
+    snaplen: Snaplen = None,
+    mtu: Mtu = "fragment",
+    speed: Speed = "original",
+    count: Count = None,
+    duration: Duration = None,
+    stats: Stats = None,
+    verbose: Verbose = False,
+) -> None:
+    """Clone packets into tunnels until interrupted, or to the end of the file."""
+    options = _options(locals())
+    from tunnelbridge import console, sender
+
+    console.configure_logging(verbose)
+    sender.send(options)
+
+
+@app.command()
+def check(
+    interface: Interfaces = None,
+    read: File = None,
+    to: To = None,
+    arp: Arp = None,
+    fdb: Fdb = None,
+    filter_: Filter = "",
+    direction: Direction = "both",
+    snaplen: Snaplen = None,
+    mtu: Mtu = "fragment",
+    speed: Speed = "original",
+    count: Count = None,
+    duration: Duration = None,
+    stats: Stats = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say what ``send`` with the same options would do, and by which way; send nothing."""
+    options = _options(locals())
+    from tunnelbridge.check import check as report
+
+    typer.echo("\n".join(report(options)))
+
+
+def run(application: typer.Typer, name: str) -> None:
+    """Run a command line; a user's mistake becomes one line on standard error and an exit code."""
+    usage_error, click_exception = typer.BadParameter.__mro__[1:3]  # of the click that typer uses
+    try:
+        status = typer.main.get_command(application).main(prog_name=name, standalone_mode=False)
+    except typer.Abort:
+        status = 130
+    except UserError as error:
+        typer.echo(f"{name}: {error}", err=True)
+        status = error.status
+    except click_exception as error:
+        typer.echo(_one_line(name, error, isinstance(error, usage_error)), err=True)
+        status = 2
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _one_line(name: str, error: Any, is_usage: bool) -> str:
+    context = getattr(error, "ctx", None)
+    path = name if context is None else context.command_path
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help itself
+        return str(message)
+    hint = f" (try: {path} --help)" if is_usage else ""
+    return f"{path}: {' '.join(message.split())}{hint}"
+
+
+def main() -> None:
+    """Run ``tunnelbridge``."""
+    run(app, "tunnelbridge")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Read what a user says of tunnels: ``ENCAP://REMOTE[:PORT][?option=value&…]``.
+
+Every mistake is one line that names the tunnel, the option, its value and the reason.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tunnelbridge.errors import UsageError
+from tunnelbridge.wire import encapsulation as wire
+from tunnelbridge.wire import erspan2, erspan3, vxlan
+
+
+class MtuPolicy(StrEnum):
+    """What happens to a clone that does not fit the path with its outer headers."""
+
+    FRAGMENT = "fragment"
+    TRUNCATE = "truncate"
+    DROP = "drop"
+
+
+class Outer(BaseModel):
+    """Options of every tunnel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    remote: str
+    local: str | None = None
+    ttl: int | None = Field(default=None, ge=1, le=255)
+    dscp: int = Field(default=0, ge=0, le=63)
+    mtu: MtuPolicy | None = None
+    port: None = None
+
+    @field_validator("local")
+    @classmethod
+    def _local_is_an_address(cls, value: str | None) -> str | None:
+        return None if value is None else str(ipaddress.ip_address(value))
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return the outer headers; ``may_cut`` where clones can be truncated."""
+        raise NotImplementedError
+
+
+class Gre(Outer):
+    """GRE with Ethernet inside (transparent Ethernet bridging)."""
+
+    key: int | None = Field(default=None, ge=0, le=0xFFFFFFFF)
+    seq: bool = False
+    csum: bool = False
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return GRE-TEB."""
+        return wire.gre_teb(self.key, self.seq, self.csum)
+
+
+class GreIp(Gre):
+    """GRE with bare IP inside."""
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return GRE of IPv4 and IPv6."""
+        return wire.gre_ip(self.key, self.seq, self.csum)
+
+
+class Erspan1(Outer):
+    """ERSPAN type I, which has no options."""
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return ERSPAN type I."""
+        return wire.erspan_1()
+
+
+class Erspan2(Outer):
+    """ERSPAN type II."""
+
+    session: int = Field(default=1, ge=0, le=erspan2.MAX_SESSION)
+    index: int = Field(default=0, ge=0, le=erspan2.MAX_INDEX)
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return ERSPAN type II."""
+        return wire.erspan_2(self.session, self.index)
+
+
+class Erspan3(Outer):
+    """ERSPAN type III."""
+
+    session: int = Field(default=1, ge=0, le=erspan2.MAX_SESSION)
+    hwid: int = Field(default=0, ge=0, le=erspan3.MAX_HWID)
+    granularity: Literal["100us", "100ns", "1588"] = "100us"
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return ERSPAN type III."""
+        return wire.erspan_3(self.session, self.hwid, self.granularity)
+
+
+class Vxlan(Outer):
+    """VXLAN."""
+
+    port: int = Field(default=4789, ge=1, le=65535)  # type: ignore[assignment]
+    vni: int = Field(default=1, ge=0, le=vxlan.MAX_VNI)
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return VXLAN."""
+        return wire.vxlan_tunnel(self.port, self.vni)
+
+
+class Geneve(Outer):
+    """GENEVE with Ethernet inside."""
+
+    port: int = Field(default=6081, ge=1, le=65535)  # type: ignore[assignment]
+    vni: int = Field(default=1, ge=0, le=vxlan.MAX_VNI)
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return GENEVE."""
+        return wire.geneve_tunnel(self.port, self.vni, may_cut)
+
+
+class Tzsp(Outer):
+    """TZSP."""
+
+    port: int = Field(default=37008, ge=1, le=65535)  # type: ignore[assignment]
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return TZSP."""
+        return wire.tzsp_tunnel(self.port, may_cut)
+
+
+class Juniper(Outer):
+    """The Juniper header of Contrail and CN2."""
+
+    port: int = Field(default=8099, ge=1, le=65535)  # type: ignore[assignment]
+    host: str | None = None
+    source_vn: str = Field(default="", max_length=255)
+    destination_vn: str = Field(default="", max_length=255)
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_ipv4(cls, value: str | None) -> str | None:
+        return None if value is None else str(ipaddress.IPv4Address(value))
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return the Juniper header."""
+        host = None if self.host is None else ipaddress.IPv4Address(self.host).packed
+        return wire.juniper_tunnel(self.port, host, self.source_vn, self.destination_vn)
+
+
+TUNNELS: Final[dict[str, type[Outer]]] = {
+    "gre": Gre,
+    "gre-ip": GreIp,
+    "erspan1": Erspan1,
+    "erspan2": Erspan2,
+    "erspan3": Erspan3,
+    "vxlan": Vxlan,
+    "geneve": Geneve,
+    "tzsp": Tzsp,
+    "juniper": Juniper,
+}
+
+
+def parse_tunnel(text: str) -> Outer:
+    """Return the tunnel that ``text`` describes; raises UsageError in one line."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        raise UsageError(
+            f"tunnel {text}: expected ENCAP://REMOTE[:PORT][?option=value], ENCAP one of "
+            + ", ".join(TUNNELS)
+        )
+    model = TUNNELS.get(scheme.lower())
+    if model is None:
+        raise UsageError(
+            f"tunnel {text}: unknown encapsulation {scheme}; known: {', '.join(TUNNELS)}"
+        )
+    try:
+        parts = urlsplit(f"//{rest}")
+        values: dict[str, Any] = dict(parse_qsl(parts.query, True, True)) if parts.query else {}
+        remote, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"tunnel {text}: {error}") from None
+    if not remote or parts.path not in ("", "/"):
+        raise UsageError(f"tunnel {text}: expected ENCAP://REMOTE[:PORT][?option=value&…]")
+    for reserved in ("remote", "port"):
+        if reserved in values:
+            raise UsageError(f"tunnel {text}: {reserved} belongs in front of the ?")
+    if port is not None:
+        if not model.model_fields["port"].default:
+            raise UsageError(f"tunnel {text}: {scheme} rides in IP itself and has no port")
+        values["port"] = port
+    try:
+        return model(remote=remote, **values)
+    except ValidationError as error:
+        raise UsageError(f"tunnel {text}: {_first_problem(error, model)}") from None
+
+
+def _first_problem(error: ValidationError, model: type[Outer]) -> str:
+    problem = error.errors()[0]
+    option = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(set(model.model_fields) - {"remote", "port"})
+        return f"no option {option}; it has {', '.join(known)}"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{option}={problem['input']}: {reason[0].lower()}{reason[1:]}"

@@ -1,0 +1,120 @@
+"""What people and log collectors see on standard error.
+
+A terminal gets prose and one line of live rates; a pipe gets structlog's JSON lines. Nothing is
+logged per packet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from tunnelbridge.errors import UserError
+from tunnelbridge.ledger import as_json
+
+
+def configure_logging(verbose: bool) -> structlog.stdlib.BoundLogger:
+    """Send log lines to standard error: readable on a terminal, JSON elsewhere."""
+    render: Any = structlog.processors.JSONRenderer()
+    if sys.stderr.isatty():
+        render = structlog.dev.ConsoleRenderer(pad_event_to=0)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(10 if verbose else 20),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    return logger
+
+
+class LiveLine:
+    """One line on a terminal that is written over each second; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._active = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if self._active:
+            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away, before something else is written."""
+        self.show("")
+
+
+def rate(count: float) -> str:
+    """Return a rate in words: ``1.2 M``, ``340 k``, ``12``."""
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= limit:
+            return f"{count / limit:.3g}{unit}"
+    return f"{count:.0f}"
+
+
+def write_stats(destination: str | None, ledger: Mapping[str, Any]) -> None:
+    """Write the ledger as JSON to a file, or to standard output for ``-``."""
+    if destination is None:
+        return
+    text = as_json(ledger)
+    if destination == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    path = Path(destination)
+    partial = path.with_name(path.name + ".part")
+    try:
+        if path.exists() and not path.is_file():  # a FIFO or /dev/stderr
+            path.write_text(text)
+            return
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {destination}: {error.strerror}") from None
+
+
+def check_writable(destination: str | None) -> None:
+    """Refuse a ledger file that cannot be written before anything starts."""
+    if destination in (None, "-"):
+        return
+    path = Path(str(destination))
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a directory" if path.is_dir() else "no such directory"
+        raise UserError(f"cannot write {destination}: {problem}")
+
+
+@contextlib.contextmanager
+def progress(total: int, label: str) -> Iterator[Any]:
+    """Show a progress bar on a terminal; yields a function of the octets done so far."""
+    if not sys.stderr.isatty():
+        yield lambda _done: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

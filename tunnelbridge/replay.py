@@ -1,0 +1,71 @@
+"""Send a capture file's packets at their own pace, at a rate, or as fast as the tunnels take them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from tunnelbridge.batch import Column
+from tunnelbridge.capture.ethernet import as_ethernet
+from tunnelbridge.capture.reader import Capture
+from tunnelbridge.errors import UsageError
+from tunnelbridge.pipeline import Pipeline
+
+NANOSECONDS: Final = 1_000_000_000
+LONGEST_NAP: Final = 0.05
+"""Seconds; a stop is noticed at least this often."""
+
+
+def parse_speed(text: str) -> float | None:
+    """Return packets a second: 0 for the capture's own pace, None for as fast as possible."""
+    if text == "original":
+        return 0.0
+    if text == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = -1.0
+    if not speed > 0:
+        raise UsageError(f"--speed {text}: expected original, max or packets a second")
+    return speed
+
+
+async def replay(
+    capture: Capture,
+    pipeline: Pipeline,
+    speed: float | None,
+    stop: asyncio.Event,
+    advance: Callable[[int], None],
+) -> None:
+    """Take a capture file through the pipeline; ``advance`` is told the octets read so far."""
+    clock = asyncio.get_running_loop().time
+    began, sent, first = clock(), 0, None
+    for captured in capture.batches():
+        batch = as_ethernet(captured.batch, captured.linktype)
+        count = len(batch)
+        if speed is None:
+            due: Column = np.zeros(count, np.int64)
+        elif speed:
+            due = ((sent + np.arange(count)) * (NANOSECONDS / speed)).astype(np.int64)
+        else:
+            first = int(batch.timestamp[0]) if first is None and count else first
+            due = np.maximum.accumulate(batch.timestamp - (first or 0))
+        done = 0
+        while done < count and not stop.is_set():
+            elapsed = int((clock() - began) * NANOSECONDS)
+            ready = int(np.searchsorted(due, elapsed, side="right"))
+            if ready > done:
+                pipeline.process(batch.select(np.arange(done, ready)))
+                done = ready
+                await asyncio.sleep(0)
+            else:
+                nap = (int(due[done]) - elapsed) / NANOSECONDS
+                await asyncio.sleep(min(nap, LONGEST_NAP))
+        sent += done
+        advance(capture.offset)
+        if stop.is_set():
+            break

@@ -1,0 +1,261 @@
+"""``tunnelbridge send``: sources, pipeline and tunnels under one uvloop.
+
+The loop owns the edges only: a ring that has a block ready, a link that came or went, signals, the
+once-a-second look at counters and path MTUs. A batch goes through ``pipeline`` without awaiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvloop
+
+from tunnelbridge import console
+from tunnelbridge.capture.reader import open_capture
+from tunnelbridge.clone.guard import LoopGuard
+from tunnelbridge.config import MtuPolicy
+from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.ledger import SenderLedger, told
+from tunnelbridge.linux.libpcap import compile_filter
+from tunnelbridge.linux.netlink import LinkEvent, LinkMonitor, link
+from tunnelbridge.pipeline import Pipeline
+from tunnelbridge.replay import parse_speed, replay
+from tunnelbridge.source import InterfaceSource
+from tunnelbridge.targets import open_tunnel, resolve_targets
+
+TICK: Final = 1.0
+DRAIN: Final = 0.25
+"""Seconds to wait for the rings' last blocks; they are handed over within a few milliseconds."""
+DRAIN_STEP: Final = 0.003
+
+
+@dataclass(slots=True)
+class SendOptions:
+    """What the command line asked for."""
+
+    interfaces: Sequence[str] = ()
+    file: Path | None = None
+    to: Sequence[str] = ()
+    arp: Sequence[str] = ()
+    fdb: Sequence[str] = ()
+    expression: str = ""
+    direction: str = "both"
+    snaplen: int | None = None
+    mtu: MtuPolicy = MtuPolicy.FRAGMENT
+    speed: str = "original"
+    count: int | None = None
+    duration: float | None = None
+    stats: str | None = None
+    verbose: bool = False
+    speed_value: float | None = field(init=False, default=None)
+
+    def validate(self) -> None:
+        """Refuse what does not fit together; raises UsageError."""
+        if bool(self.interfaces) == (self.file is not None):
+            raise UsageError("give interfaces (-i) or a capture file (-r), one of them")
+        if not self.to:
+            raise UsageError(
+                "give at least one target: --to TUNNEL, or --to IP with --arp and --fdb"
+            )
+        if len(set(self.interfaces)) != len(self.interfaces):
+            raise UsageError("an interface is named twice")
+        self.speed_value = parse_speed(self.speed)
+
+
+class Sender:
+    """A running ``tunnelbridge send``."""
+
+    def __init__(self, options: SendOptions) -> None:
+        options.validate()
+        console.check_writable(options.stats)
+        self.options = options
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._line = console.LiveLine()
+        self._stop = asyncio.Event()
+        self._reason = ""
+        targets = resolve_targets(options.to, options.arp, options.fdb)
+        for name in options.interfaces:
+            link(name)
+        self.tunnels = [open_tunnel(target, options.mtu, options.snaplen) for target in targets]
+        guard = LoopGuard([target.signature() for target in targets])
+        program = None
+        if options.file is not None and options.expression:
+            program = compile_filter(options.expression)
+        self.pipeline = Pipeline(self.tunnels, guard, options.snaplen, program, options.count)
+        self._sources = [
+            InterfaceSource(name, options.expression, options.direction, self.pipeline)
+            for name in options.interfaces
+        ]
+        self._last = (0, 0)
+
+    @property
+    def ledger(self) -> SenderLedger:
+        """The counters, the kernel's drops included as of the last look."""
+        return self.pipeline.ledger
+
+    async def run(self) -> None:
+        """Send until a signal, the count, the duration or the file's end."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
+        if self.options.duration is not None:
+            loop.call_later(self.options.duration, self._end, "duration")
+        ticker = asyncio.create_task(self._tick())
+        try:
+            if self.options.file is not None:
+                await self._send_file(self.options.file)
+            else:
+                await self._send_interfaces(loop)
+        finally:
+            ticker.cancel()
+            for tunnel in self.tunnels:
+                tunnel.socket.close()
+            self._line.clear()
+
+    def _end(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._stop.set()
+
+    async def _send_file(self, path: Path) -> None:
+        capture = open_capture(path)
+        with console.progress(capture.total_octets, path.name) as advance:
+            await replay(capture, self.pipeline, self.options.speed_value, self._stop, advance)
+        if capture.damage:
+            self._log.warning(f"{path}: {capture.damage}")
+
+    async def _send_interfaces(self, loop: asyncio.AbstractEventLoop) -> None:
+        monitor = LinkMonitor(
+            lambda event: _quietly(loop.call_soon_threadsafe, self._on_link, loop, event)
+        )
+        try:
+            for source in self._sources:
+                self._listen(loop, source)
+            monitor.start()
+            self._log.info(
+                "cloning",
+                sources=list(self.options.interfaces),
+                tunnels=[tunnel.ledger.name for tunnel in self.tunnels],
+            )
+            await self._stop.wait()
+            await self._drain(loop)
+        finally:
+            monitor.close()
+            for source in self._sources:
+                self._unlisten(loop, source)
+
+    def _listen(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
+        ring = source.attach() if source.ring is None else source.ring
+        loop.add_reader(ring.fileno(), self._on_readable, source)
+
+    def _unlisten(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
+        if source.ring is not None:
+            loop.remove_reader(source.ring.fileno())
+            source.detach()
+
+    def _on_readable(self, source: InterfaceSource) -> None:
+        source.read()
+        if self.pipeline.is_done:
+            self._end("count")
+
+    def _on_link(self, loop: asyncio.AbstractEventLoop, event: LinkEvent) -> None:
+        """Follow an interface that vanishes and comes back under the same name."""
+        for source in self._sources:
+            if source.name != event.name or self._stop.is_set():
+                continue
+            if not event.present:
+                self._log.warning("interface is gone, waiting for it", interface=event.name)
+                source.read()
+                self._unlisten(loop, source)
+            elif source.ring is None and source.reattach():
+                self._listen(loop, source)
+
+    async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Accept nothing more, then send what the rings still hold."""
+        for source in self._sources:
+            if source.ring is not None:
+                loop.remove_reader(source.ring.fileno())
+                source.ring.stop()
+        deadline = loop.time() + DRAIN
+        while any(source.pending() for source in self._sources) and loop.time() < deadline:
+            await asyncio.sleep(DRAIN_STEP)
+            for source in self._sources:
+                source.read()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            for source in self._sources:
+                source.count_drops()
+            for tunnel in self.tunnels:
+                with contextlib.suppress(UserError):  # no route now: sending counts it
+                    tunnel.refresh_path_mtu()
+            self._show_rate()
+
+    def _show_rate(self) -> None:
+        ledger = self.ledger
+        octets = sum(tunnel.octets for tunnel in ledger.tunnels)
+        packets, bits = ledger.cloned - self._last[0], (octets - self._last[1]) * 8
+        self._last = (ledger.cloned, octets)
+        lost = ledger.kernel_dropped + sum(
+            tunnel.queue_dropped + tunnel.errors.total() for tunnel in ledger.tunnels
+        )
+        self._line.show(
+            f"{console.rate(packets)}packets/s cloned, {console.rate(bits)}bit/s sent,"
+            f" {ledger.cloned} in all, {lost} lost"
+        )
+
+    def _write_stats(self) -> None:
+        for source in self._sources:
+            source.count_drops()
+        with contextlib.suppress(UserError):
+            console.write_stats(self.options.stats or "-", self.ledger.as_dict())
+
+    def report(self) -> None:
+        """Write the closing ledger: to ``--stats``, and in short to standard error."""
+        ledger = self.ledger
+        self._log.info(
+            "done",
+            reason=self._reason or "end of file",
+            received=ledger.received,
+            kernel_dropped=ledger.kernel_dropped,
+            not_matched=ledger.not_matched,
+            refused=told(ledger.refused) or 0,
+            cloned=ledger.cloned,
+            segments=ledger.segments,
+            balanced=ledger.balances(),
+        )
+        for tunnel in ledger.tunnels:
+            self._log.info(
+                "tunnel",
+                to=tunnel.name,
+                clones=tunnel.clones,
+                sent=tunnel.sent,
+                octets=tunnel.octets,
+                errors=told(tunnel.errors) or 0,
+                queue_dropped=tunnel.queue_dropped,
+                refused=told(tunnel.refused) or 0,
+                truncated=tunnel.truncated,
+                fragmented=tunnel.fragmented,
+            )
+        console.write_stats(self.options.stats, ledger.as_dict())
+
+
+def _quietly(call: object, *arguments: object) -> None:
+    """Post to a loop that may have closed meanwhile."""
+    with contextlib.suppress(RuntimeError):
+        call(*arguments)  # type: ignore[operator]
+
+
+def send(options: SendOptions) -> None:
+    """Run ``tunnelbridge send`` to its end; raises UserError."""
+    sender = Sender(options)
+    uvloop.run(sender.run())
+    sender.report()

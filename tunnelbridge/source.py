@@ -1,0 +1,96 @@
+"""One mirrored interface: its ring, and how it comes back after the interface was gone."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+
+from tunnelbridge.errors import UserError
+from tunnelbridge.ledger import SenderLedger
+from tunnelbridge.linux.libc import Program
+from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
+from tunnelbridge.linux.ring import Ring
+from tunnelbridge.pipeline import Pipeline
+
+BLOCKS_AT_ONCE: Final = 8
+"""Blocks per wake-up, so that signals and timers are never kept waiting."""
+
+
+class InterfaceSource:
+    """Reads an interface's ring into the pipeline; survives the interface."""
+
+    def __init__(self, name: str, expression: str, direction: str, pipeline: Pipeline) -> None:
+        self.name = name
+        self._expression = expression
+        self._direction = direction
+        self._pipeline = pipeline
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._seen = 0
+        self._dropped = 0
+        self.ring: Ring | None = None
+
+    def attach(self) -> Ring:
+        """Open the ring; raises UserError where the interface or the right to it is missing."""
+        self.ring = Ring(
+            self.name, program=self._program(), ignore_outgoing=self._direction == "in"
+        )
+        self._seen = self._dropped = 0
+        return self.ring
+
+    def _program(self) -> Program:
+        return refuse_marked(
+            compile_filter(self._expression, interface=self.name), direction=self._direction
+        )
+
+    def read(self) -> None:
+        """Take the ready blocks through the pipeline."""
+        ring = self.ring
+        if ring is None:
+            return
+        for _ in range(BLOCKS_AT_ONCE):
+            batch = ring.read()
+            if batch is None:
+                if ring.clear_error():
+                    self._log.warning("interface is down", interface=self.name)
+                return
+            self._seen += len(batch)
+            self._pipeline.process(batch)
+            ring.release()
+
+    def count_drops(self) -> None:
+        """Bring the kernel's drops into the ledger."""
+        if self.ring is not None:
+            self._account(self.ring.statistics()[1] - self._dropped)
+
+    def pending(self) -> bool:
+        """Tell whether the ring still holds packets that were not read."""
+        if self.ring is None:
+            return False
+        packets, drops = self.ring.statistics()
+        return packets - drops > self._seen
+
+    def detach(self) -> None:
+        """Close the ring; what could not be read any more counts as dropped."""
+        ring, self.ring = self.ring, None
+        if ring is None:
+            return
+        packets, drops = ring.statistics()
+        unread = max(packets - drops - self._seen, 0)
+        self._account(drops - self._dropped + unread)
+        ring.close()
+
+    def _account(self, drops: int) -> None:
+        self._dropped += drops
+        ledger: SenderLedger = self._pipeline.ledger
+        ledger.kernel_dropped += drops
+        ledger.received += drops
+
+    def reattach(self) -> bool:
+        """Open the ring on an interface that is there again; False if it went away at once."""
+        try:
+            self.attach()
+        except UserError:
+            return False
+        self._log.info("interface is back", interface=self.name)
+        return True

@@ -1,0 +1,109 @@
+"""From ``--to``, ``--arp`` and ``--fdb`` to open tunnels.
+
+A target is a tunnel, or a pool member's address that static ARP and FDB lead to a tunnel.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tunnelbridge.clone.guard import Signature
+from tunnelbridge.clone.neighbours import Neighbours, is_member
+from tunnelbridge.config import MtuPolicy, Outer, parse_tunnel
+from tunnelbridge.errors import UsageError
+from tunnelbridge.linux.endpoint import Endpoint
+from tunnelbridge.linux.names import resolve_host
+from tunnelbridge.linux.privileges import effective_capabilities
+from tunnelbridge.linux.transmit import RawTunnelSocket, TunnelSocket, UdpTunnelSocket
+from tunnelbridge.tunnel import Tunnel
+from tunnelbridge.wire.encapsulation import UDP_PROTOCOL, Encapsulation
+
+IPV4_HEADER: Final = 20
+IPV6_HEADER: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One tunnel to clone into, as configured; nothing is open yet."""
+
+    name: str
+    spec: Outer
+    remote: str
+    """The far end as an IP literal."""
+    member: str | None = None
+    mac: bytes = b""
+    """What clones get as destination MAC; empty for none."""
+
+    @property
+    def ip_header(self) -> int:
+        """Octets of the outer IP header."""
+        return IPV6_HEADER if ipaddress.ip_address(self.remote).version == 6 else IPV4_HEADER
+
+    def encapsulation(self, may_cut: bool) -> Encapsulation:
+        """Return the outer headers, with the rewritten MAC address behind them."""
+        return replace(self.spec.encapsulation(may_cut), suffix=self.mac)
+
+    def signature(self) -> Signature:
+        """Return what the loop guard looks for."""
+        stack = self.spec.encapsulation(may_cut=False)
+        return Signature(self.remote, stack.kind, stack.port, stack.identifier)
+
+
+def resolve_targets(to: Sequence[str], arp: Sequence[str], fdb: Sequence[str]) -> list[Target]:
+    """Return the targets that the command line names; raises UsageError and UserError."""
+    neighbours = Neighbours(arp, fdb)
+    targets = [_target(text, neighbours) for text in to]
+    seen: dict[tuple[Signature, bytes], str] = {}
+    for target in targets:
+        identity = (target.signature(), target.mac)
+        if identity in seen:
+            raise UsageError(
+                f"{target.name} and {seen[identity]} are one and the same tunnel:"
+                " the far end could not tell them apart; give one another identifier"
+            )
+        seen[identity] = target.name
+    return targets
+
+
+def _target(text: str, neighbours: Neighbours) -> Target:
+    if not is_member(text):
+        spec = parse_tunnel(text)
+        return Target(text, spec, resolve_host(spec.remote))
+    adjacency = neighbours.resolve(text)
+    spec = parse_tunnel(adjacency.tunnel)
+    if spec.encapsulation(may_cut=False).bare_ip:
+        raise UsageError(
+            f"{adjacency.tunnel} carries bare IP: a member behind static ARP and FDB needs a tunnel"
+            " that carries Ethernet, or there is no MAC address to rewrite"
+        )
+    name = f"{text} via {adjacency.tunnel}"
+    return Target(name, spec, resolve_host(spec.remote), text, adjacency.mac)
+
+
+def endpoint(target: Target) -> Endpoint:
+    """Return what the outer IP header of a target looks like."""
+    return Endpoint(
+        remote=target.remote,
+        protocol=target.spec.encapsulation(may_cut=False).ip_protocol,
+        local=target.spec.local,
+        ttl=target.spec.ttl,
+        dscp=target.spec.dscp,
+    )
+
+
+def open_tunnel(target: Target, default: MtuPolicy, snaplen: int | None) -> Tunnel:
+    """Open a target's socket: raw where the process may, otherwise plain UDP for UDP formats."""
+    policy = target.spec.mtu or default
+    may_cut = snaplen is not None or policy is MtuPolicy.TRUNCATE
+    stack = target.encapsulation(may_cut)
+    return Tunnel(target.name, stack, _open_socket(target, stack), policy, target.ip_header)
+
+
+def _open_socket(target: Target, stack: Encapsulation) -> TunnelSocket:
+    may_be_raw = "CAP_NET_RAW" in effective_capabilities()
+    if stack.ip_protocol == UDP_PROTOCOL and stack.port is not None and not may_be_raw:
+        return UdpTunnelSocket(endpoint(target), stack.port)
+    return RawTunnelSocket(endpoint(target))

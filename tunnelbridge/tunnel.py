@@ -1,0 +1,135 @@
+"""One tunnel of the sender: cut to fit, encapsulate, transmit, account."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from tunnelbridge.batch import Batch, Column, Flags
+from tunnelbridge.config import MtuPolicy
+from tunnelbridge.ledger import TunnelLedger
+from tunnelbridge.linux.transmit import TunnelSocket
+from tunnelbridge.wire import ethernet
+from tunnelbridge.wire.encapsulation import Encapsulation
+from tunnelbridge.wire.layer import Clones
+from tunnelbridge.wire.reasons import Reason
+
+MAC_OCTETS: Final = 6
+LARGEST_OUTER: Final = 65535
+
+
+@dataclass(slots=True)
+class Frames:
+    """Wire-true frames of one batch and what is known of their flows; columns of shape (m,)."""
+
+    batch: Batch
+    ethertype: Column
+    tag: Column
+    """TPID << 16 | TCI of each frame's first tag, 0 for none."""
+    header_length: Column
+    """Octets of the MAC header with its tags."""
+    entropy: Column
+
+    def select(self, index: Column) -> Frames:
+        """Return the frames at ``index``."""
+        return Frames(
+            self.batch.select(index),
+            self.ethertype[index],
+            self.tag[index],
+            self.header_length[index],
+            self.entropy[index],
+        )
+
+
+class Tunnel:
+    """Clones frames into one tunnel.
+
+    ``encapsulation`` makes the outer headers (its suffix, if any, replaces the destination MAC);
+    ``policy`` says what happens to a clone that does not fit ``path_mtu``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encapsulation: Encapsulation,
+        socket: TunnelSocket,
+        policy: MtuPolicy,
+        ip_header: int,
+    ) -> None:
+        self.ledger = TunnelLedger(name)
+        self.encapsulation = encapsulation
+        self.socket = socket
+        self.policy = policy
+        self.ip_header = ip_header
+        self.path_mtu = socket.path_mtu()
+        self._sequence = 0
+
+    @property
+    def overhead(self) -> int:
+        """Octets the outer packet is longer than the inner frame."""
+        return self.ip_header + self.encapsulation.overhead
+
+    def send(self, frames: Frames) -> None:
+        """Clone a batch into the tunnel; never raises for what the network does."""
+        if self.encapsulation.bare_ip:
+            frames = self._strip_ethernet(frames)
+        batch, truncated = self._fit(frames.batch)
+        kept = self._drop_oversize(batch)
+        if kept is not None:
+            frames, batch, truncated = frames.select(kept), batch.select(kept), truncated[kept]
+        suffix = len(self.encapsulation.suffix)
+        if suffix:
+            batch = batch.skip(suffix)
+        count = len(batch)
+        clones = Clones(
+            batch=batch,
+            length=batch.total_length,
+            entropy=frames.entropy,
+            tag=frames.tag,
+            truncated=truncated,
+            sequence=self._sequence + np.arange(count),
+            ethertype=frames.ethertype,
+        )
+        self._sequence += count
+        sent = self.socket.send(self.encapsulation.rows(clones), batch)
+        ledger = self.ledger
+        ledger.clones += count
+        ledger.sent += sent.packets
+        ledger.octets += sent.octets + suffix * sent.packets
+        ledger.truncated += int(truncated.sum())
+        ledger.unreachable += sent.unreachable
+        ledger.queue_dropped += sent.errors.pop("queue-full", 0)
+        ledger.errors.update(sent.errors)
+
+    def refresh_path_mtu(self) -> None:
+        """Ask the route again for its MTU; route changes and learned path MTUs show here."""
+        self.path_mtu = self.socket.path_mtu()
+
+    def _strip_ethernet(self, frames: Frames) -> Frames:
+        """Keep IP packets only, without their MAC headers."""
+        is_ip = (frames.ethertype == ethernet.IPV4) | (frames.ethertype == ethernet.IPV6)
+        if not is_ip.all():
+            self.ledger.refused[Reason.NOT_IP.slug] += int((~is_ip).sum())
+            frames = frames.select(np.flatnonzero(is_ip))
+        frames.batch = frames.batch.skip(frames.header_length)
+        return frames
+
+    def _fit(self, batch: Batch) -> tuple[Batch, Flags]:
+        """Cut what the policy cuts; tell which clones are not whole."""
+        if self.policy is MtuPolicy.TRUNCATE:
+            batch = batch.cut(self.path_mtu - self.overhead)
+        return batch, batch.total_length < batch.wire_length
+
+    def _drop_oversize(self, batch: Batch) -> Column | None:
+        """Apply the policies that do not cut; None when all clones stay."""
+        outer = batch.total_length + self.overhead
+        limit = self.path_mtu if self.policy is MtuPolicy.DROP else LARGEST_OUTER
+        oversize = outer > limit
+        if self.policy is MtuPolicy.FRAGMENT:
+            self.ledger.fragmented += int(((outer > self.path_mtu) & ~oversize).sum())
+        if not oversize.any():
+            return None
+        self.ledger.refused["mtu"] += int(oversize.sum())
+        return np.flatnonzero(~oversize)
