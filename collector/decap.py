@@ -57,6 +57,18 @@ class Decapsulated:
     reason: Codes
     """Shape (n,): why a received packet gave no frame; 0 for those that did."""
 
+    def select(self, index: Column) -> Decapsulated:
+        """Return the frames at ``index``; ``reason`` stays that of all received packets."""
+        return Decapsulated(
+            self.batch.select(index),
+            self.index[index],
+            self.encapsulation[index],
+            self.identifier[index],
+            self.sequence[index],
+            self.truncated[index],
+            self.reason,
+        )
+
 
 @dataclass(slots=True)
 class _State:

@@ -18,6 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# Of the click that typer brings along, which has no public name.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+_CLICK_EXCEPTION: type[Exception] = typer.BadParameter.__mro__[2]
+
 Interfaces = Annotated[
     list[str] | None,
     typer.Option("-i", "--interface", metavar="IFACE", help="Mirror this interface; repeatable."),
@@ -141,7 +145,6 @@ def check(
 
 def run(application: typer.Typer, name: str) -> None:
     """Run a command line; a user's mistake becomes one line on standard error and an exit code."""
-    usage_error, click_exception = typer.BadParameter.__mro__[1:3]  # of the click that typer uses
     try:
         status = typer.main.get_command(application).main(prog_name=name, standalone_mode=False)
     except typer.Abort:
@@ -149,19 +152,19 @@ def run(application: typer.Typer, name: str) -> None:
     except UserError as error:
         typer.echo(f"{name}: {error}", err=True)
         status = error.status
-    except click_exception as error:
-        typer.echo(_one_line(name, error, isinstance(error, usage_error)), err=True)
+    except _CLICK_EXCEPTION as error:
+        typer.echo(_one_line(name, error), err=True)
         status = 2
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _one_line(name: str, error: Any, is_usage: bool) -> str:
+def _one_line(name: str, error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = name if context is None else context.command_path
     message = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help itself
         return str(message)
-    hint = f" (try: {path} --help)" if is_usage else ""
+    hint = f" (try: {path} --help)" if isinstance(error, _USAGE_ERROR) else ""
     return f"{path}: {' '.join(message.split())}{hint}"
 
 

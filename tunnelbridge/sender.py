@@ -27,7 +27,7 @@ from tunnelbridge.linux.libpcap import compile_filter
 from tunnelbridge.linux.netlink import LinkEvent, LinkMonitor, link
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.replay import parse_speed, replay
-from tunnelbridge.source import InterfaceSource
+from tunnelbridge.source import Direction, InterfaceSource
 from tunnelbridge.targets import open_tunnel, resolve_targets
 
 TICK: Final = 1.0
@@ -46,7 +46,7 @@ class SendOptions:
     arp: Sequence[str] = ()
     fdb: Sequence[str] = ()
     expression: str = ""
-    direction: str = "both"
+    direction: Direction = "both"
     snaplen: int | None = None
     mtu: MtuPolicy = MtuPolicy.FRAGMENT
     speed: str = "original"

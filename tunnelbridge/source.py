@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -13,6 +13,7 @@ from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
 from tunnelbridge.linux.ring import Ring
 from tunnelbridge.pipeline import Pipeline
 
+Direction = Literal["both", "in", "out"]
 BLOCKS_AT_ONCE: Final = 8
 """Blocks per wake-up, so that signals and timers are never kept waiting."""
 
@@ -20,7 +21,9 @@ BLOCKS_AT_ONCE: Final = 8
 class InterfaceSource:
     """Reads an interface's ring into the pipeline; survives the interface."""
 
-    def __init__(self, name: str, expression: str, direction: str, pipeline: Pipeline) -> None:
+    def __init__(
+        self, name: str, expression: str, direction: Direction, pipeline: Pipeline
+    ) -> None:
         self.name = name
         self._expression = expression
         self._direction = direction

@@ -1,0 +1,117 @@
+"""The ``collector`` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunnelbridge.cli import Count, Duration, Stats, Verbose, run
+
+app = typer.Typer(
+    help="Collect mirrored traffic: take the tunnels off and hand out the frames.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Udp = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND:PORT",
+        help="Listen on this UDP port for vxlan, vxlan-gpe, geneve, tzsp, juniper, mpls or gre.",
+    ),
+]
+Levels = Annotated[
+    int, typer.Option(min=1, max=4, help="Tunnels inside tunnels to take off, at most.")
+]
+
+
+@app.command()
+def listen(
+    bind: Annotated[
+        list[str] | None, typer.Option(metavar="ADDR", help="Listen on this address; repeatable.")
+    ] = None,
+    gre: Annotated[
+        bool | None, typer.Option("--gre/--no-gre", help="GRE and ERSPAN (needs CAP_NET_RAW).")
+    ] = None,
+    vxlan: Annotated[
+        list[int] | None, typer.Option(metavar="PORT", min=1, max=65535, help="VXLAN on this port.")
+    ] = None,
+    geneve: Annotated[
+        list[int] | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="GENEVE on this port."),
+    ] = None,
+    udp: Udp = None,
+    ip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="ipip, 6in4, etherip or mpls directly in IP."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CIDR", help="Take tunnels from these sources only; repeatable."),
+    ] = None,
+    pcap: Annotated[
+        str | None, typer.Option(metavar="PATH|-", help="Write frames to this file, or stdout.")
+    ] = None,
+    tap: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NETNS:]NAME", help="Create this tap and write frames to it; repeatable."
+        ),
+    ] = None,
+    levels: Levels = 4,
+    count: Count = None,
+    duration: Duration = None,
+    stats: Stats = None,
+    verbose: Verbose = False,
+) -> None:
+    """Receive tunnels and deliver the frames in them until interrupted.
+
+    Without a listener option everything that can be opened is: GRE and ERSPAN, VXLAN 4789 and 8472,
+    VXLAN-GPE 4790, GENEVE 6081, TZSP 37008, Juniper 8099, MPLS-in-UDP 6635, GRE-in-UDP 4754.
+    """
+    from collector.collector import ListenOptions
+    from collector.collector import listen as collect
+    from collector.listener import parse_wanted
+    from tunnelbridge import console
+
+    console.configure_logging(verbose)
+    wanted = parse_wanted(gre, vxlan or (), geneve or (), udp or (), ip or ())
+    collect(
+        ListenOptions(
+            wanted, bind or (), allow or (), pcap, tap or (), levels, count, duration, stats
+        )
+    )
+
+
+@app.command()
+def decap(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A pcap or pcapng file.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="OUT", help="The pcap file to write, or -.")
+    ],
+    udp: Udp = None,
+    levels: Levels = 4,
+    stats: Stats = None,
+    verbose: Verbose = False,
+) -> None:
+    """Take the tunnels off the packets of a capture file."""
+    from collector.files import decap as run_decap
+    from collector.listener import parse_wanted
+    from tunnelbridge import console
+
+    console.configure_logging(verbose)
+    ports = parse_wanted(None, (), (), udp or (), ()).ports
+    run_decap(source, destination, levels, ports, stats)
+
+
+def main() -> None:
+    """Run ``collector``."""
+    run(app, "collector")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""``collector listen``: sockets, decapsulation and sinks under one uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import structlog
+import uvloop
+
+from collector.allow import AllowList
+from collector.decap import Decapsulated, decapsulate
+from collector.ledger import CollectorLedger
+from collector.listener import Listener, Listeners, Wanted
+from collector.sinks.pcap import PcapSink
+from collector.sinks.tap import TapSink
+from collector.streams import StreamTable
+from tunnelbridge import console
+from tunnelbridge.errors import UserError
+from tunnelbridge.ledger import told
+from tunnelbridge.linux.receive import Datagrams, SlabPool
+from tunnelbridge.wire import udp
+from tunnelbridge.wire.reasons import Reason, count
+from tunnelbridge.wire.walk import LEVELS
+
+TICK: Final = 1.0
+SLABS_AT_ONCE: Final = 4
+"""Slabs per wake-up, so that signals and other sockets are never kept waiting."""
+
+
+@dataclass(slots=True)
+class ListenOptions:
+    """What the command line asked for."""
+
+    wanted: Wanted
+    bind: Sequence[str] = ()
+    allow: Sequence[str] = ()
+    pcap: str | None = None
+    taps: Sequence[str] = ()
+    levels: int = LEVELS
+    count: int | None = None
+    duration: float | None = None
+    stats: str | None = None
+
+
+class Collector:
+    """A running ``collector listen``."""
+
+    def __init__(self, options: ListenOptions) -> None:
+        console.check_writable(options.stats)
+        self.options = options
+        self.ledger = CollectorLedger()
+        self.streams = StreamTable()
+        self._allow = AllowList(options.allow)
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._line = console.LiveLine()
+        self._stop = asyncio.Event()
+        self._reason = ""
+        self._last = (0, 0)
+        self._pool = SlabPool()
+        self.listeners = Listeners(options.wanted, options.bind)
+        self._ports = udp.port_table(self.listeners.ports)
+        self.sinks: list[PcapSink | TapSink] = []
+        try:
+            self.sinks += [TapSink(name) for name in options.taps]
+            self.sinks += [PcapSink(options.pcap)] if options.pcap else []
+        except BaseException:
+            self._close()
+            raise
+        self.ledger.sinks = [sink.ledger for sink in self.sinks]
+
+    async def run(self) -> None:
+        """Collect until a signal, the count or the duration."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
+        if self.options.duration is not None:
+            loop.call_later(self.options.duration, self._end, "duration")
+        for problem in self.listeners.problems:
+            self._log.warning("not listening", reason=problem)
+        for listener in self.listeners.open:
+            loop.add_reader(listener.receiver.fileno(), self._on_readable, listener)
+        self._log.info("listening", on=[listener.name for listener in self.listeners.open])
+        ticker = asyncio.create_task(self._tick())
+        try:
+            await self._stop.wait()
+            for listener in self.listeners.open:
+                loop.remove_reader(listener.receiver.fileno())
+                self._on_readable(listener)  # what already waits in the socket is still taken
+        finally:
+            ticker.cancel()
+            self._count_drops()
+            self._close()
+            self._line.clear()
+
+    def _end(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._stop.set()
+
+    def _close(self) -> None:
+        self.listeners.close()
+        for sink in self.sinks:
+            sink.close()
+
+    def _on_readable(self, listener: Listener) -> None:
+        for _ in range(SLABS_AT_ONCE):
+            slab = self._pool.take()
+            if slab is None or self._is_done:
+                if slab is not None:
+                    slab.release()
+                return
+            datagrams = listener.receiver.receive(slab)
+            if datagrams is not None:
+                self._process(datagrams, listener)
+            slab.release()
+            if datagrams is None:
+                return
+
+    @property
+    def _is_done(self) -> bool:
+        limit = self.options.count
+        return limit is not None and self.ledger.decapsulated >= limit
+
+    def _process(self, datagrams: Datagrams, listener: Listener) -> None:
+        """Take one slab of datagrams through allow-list, decapsulation, streams and sinks."""
+        ledger = self.ledger
+        batch, source = datagrams.batch, datagrams.source
+        ledger.received += len(batch)
+        if self._allow:
+            allowed = self._allow.allows(source)
+            if not allowed.all():
+                ledger.rejected[Reason.NOT_ALLOWED.slug] += int((~allowed).sum())
+                batch, source = batch.select(allowed), source[allowed]
+        found = decapsulate(batch, listener.first, self._ports, self.options.levels)
+        ledger.rejected.update(count(found.reason))
+        if self.options.count is not None:
+            found = self._stop_at(self.options.count, found)
+        ledger.decapsulated += len(found.batch)
+        if not len(found.batch):
+            return
+        self.streams.take(
+            source[found.index],
+            found.encapsulation,
+            found.identifier,
+            found.sequence,
+            found.batch.total_length,
+            found.truncated,
+        )
+        for sink in self.sinks:
+            sink.put(found.batch, datagrams.slab)
+        if self._is_done:
+            self._end("count")
+
+    def _stop_at(self, limit: int, found: Decapsulated) -> Decapsulated:
+        """Leave out what comes after the last frame asked for, as if it had not come."""
+        wanted = np.arange(min(limit - self.ledger.decapsulated, len(found.index)))
+        self.ledger.received -= len(found.index) - len(wanted)
+        return found.select(wanted)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self._count_drops()
+            self._show_rate()
+            if any(isinstance(sink, PcapSink) and sink.failed for sink in self.sinks):
+                self._end("nobody reads the pcap output any more")
+
+    def _count_drops(self) -> None:
+        drops = [listener.receiver.drops() for listener in self.listeners.open]
+        self.ledger.socket_dropped = sum(drops)
+
+    def _show_rate(self) -> None:
+        frames = self.ledger.decapsulated
+        octets = sum(stream.octets for stream in self.streams.ledgers())
+        bits = (octets - self._last[1]) * 8
+        packets, self._last = frames - self._last[0], (frames, octets)
+        dropped = sum(sink.dropped.total() for sink in self.ledger.sinks)
+        self._line.show(
+            f"{console.rate(packets)}frames/s, {console.rate(bits)}bit/s,"
+            f" {frames} in all, {self.ledger.rejected.total()} rejected,"
+            f" {dropped + self.ledger.socket_dropped} dropped"
+        )
+
+    def _write_stats(self) -> None:
+        self._count_drops()
+        with contextlib.suppress(UserError):
+            console.write_stats(self.options.stats or "-", self.as_dict())
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the ledger as ``--stats`` writes it."""
+        return self.ledger.as_dict("collector listen", self.streams.ledgers())
+
+    def report(self) -> None:
+        """Write the closing ledger: to ``--stats``, and in short to standard error."""
+        ledger = self.ledger
+        self._log.info(
+            "done",
+            reason=self._reason,
+            received=ledger.received,
+            socket_dropped=ledger.socket_dropped,
+            rejected=told(ledger.rejected) or 0,
+            decapsulated=ledger.decapsulated,
+            balanced=ledger.balances(),
+        )
+        for stream in self.streams.ledgers()[:20]:
+            self._log.info("stream", **stream.as_dict())
+        for sink in ledger.sinks:
+            self._log.info(
+                "sink", to=sink.name, delivered=sink.delivered, dropped=told(sink.dropped) or 0
+            )
+        console.write_stats(self.options.stats, self.as_dict())
+
+
+def listen(options: ListenOptions) -> None:
+    """Run ``collector listen`` to its end; raises UserError."""
+    collector = Collector(options)
+    uvloop.run(collector.run())
+    collector.report()

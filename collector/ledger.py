@@ -1,0 +1,80 @@
+"""The collector's counters: every datagram and every frame ends in exactly one bucket.
+
+received = rejected + decapsulated, and per sink decapsulated = delivered + dropped. What a socket's
+buffer could not take never reached us and is told beside.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class SinkLedger:
+    """What became of the frames given to one sink."""
+
+    name: str
+    delivered: int = 0
+    octets: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class StreamLedger:
+    """One (outer source, encapsulation, identifier)."""
+
+    source: str
+    encapsulation: str
+    identifier: int | None
+    packets: int = 0
+    octets: int = 0
+    truncated: int = 0
+    lost: int = 0
+    """Sequence numbers that never came, as of now; a late one takes its loss back."""
+    reordered: int = 0
+    duplicate: int = 0
+    restarts: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the stream as ``--stats`` writes it."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
+class CollectorLedger:
+    """What became of everything that was received."""
+
+    received: int = 0
+    socket_dropped: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    decapsulated: int = 0
+    sinks: list[SinkLedger] = field(default_factory=list)
+
+    def balances(self) -> bool:
+        """Tell whether every datagram and every frame is accounted for."""
+        return self.received == self.rejected.total() + self.decapsulated and all(
+            sink.delivered + sink.dropped.total() == self.decapsulated for sink in self.sinks
+        )
+
+    def as_dict(self, program: str, streams: list[StreamLedger]) -> dict[str, Any]:
+        """Return the ledger as ``--stats`` writes it."""
+        return {
+            "program": program,
+            "received": self.received,
+            "socket_dropped": self.socket_dropped,
+            "rejected": dict(self.rejected),
+            "decapsulated": self.decapsulated,
+            "streams": [stream.as_dict() for stream in streams],
+            "sinks": [
+                {
+                    "name": sink.name,
+                    "delivered": sink.delivered,
+                    "octets": sink.octets,
+                    "dropped": dict(sink.dropped),
+                }
+                for sink in self.sinks
+            ],
+            "balanced": self.balances(),
+        }

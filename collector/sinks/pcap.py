@@ -1,0 +1,112 @@
+"""The pcap sink: a writer thread behind a bounded queue, so a stalled disk stalls nobody else.
+
+Large batches are queued where they were received and keep their slab from being used again; small
+ones are copied, so that single packets at night do not hold whole slabs. What does not fit in the
+queue is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from typing import Final
+
+import numpy as np
+import structlog
+
+from collector.ledger import SinkLedger
+from tunnelbridge.batch import Batch
+from tunnelbridge.linux.pcap_writer import PcapWriter, open_pcap
+from tunnelbridge.linux.receive import Slab
+from tunnelbridge.wire.octets import ragged
+
+QUEUED_SLABS: Final = 4
+"""Fewer than there are slabs, so that receiving always finds a free one."""
+QUEUED_OCTETS: Final = 32 << 20
+SMALL: Final = 64 << 10
+
+
+class PcapSink:
+    """Writes frames to a pcap file or standard output (``-``)."""
+
+    def __init__(self, path: str) -> None:
+        self.ledger = SinkLedger(f"pcap {path}")
+        self.failed = False
+        """The reader of a pipe is gone: nothing more can be delivered."""
+        self._fd = open_pcap(path)
+        self._writer = PcapWriter(self._fd)
+        self._queue: queue.SimpleQueue[tuple[Batch, Slab | None, int] | None] = queue.SimpleQueue()
+        self._slabs = threading.Semaphore(QUEUED_SLABS)
+        self._lock = threading.Lock()
+        self._octets = 0
+        self._error = ""
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._thread = threading.Thread(target=self._write_all, name="pcap writer", daemon=True)
+        self._thread.start()
+
+    def put(self, frames: Batch, slab: Slab) -> None:
+        """Queue a batch for writing; never blocks."""
+        octets = int(frames.total_length.sum())
+        with self._lock:
+            full = self._octets + octets > QUEUED_OCTETS and self._octets > 0
+            if not full:
+                self._octets += octets
+        if full:
+            self._drop("queue-full", len(frames))
+        elif octets < SMALL:
+            self._queue.put((_copy(frames), None, octets))
+        elif self._slabs.acquire(blocking=False):
+            slab.retain()
+            self._queue.put((frames, slab, octets))
+        else:
+            self._written(octets)
+            self._drop("queue-full", len(frames))
+
+    def close(self) -> None:
+        """Write what is queued and close the file."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._fd > 2:
+            os.close(self._fd)
+
+    def _write_all(self) -> None:
+        while (item := self._queue.get()) is not None:
+            frames, slab, octets = item
+            result = self._writer.write(frames)
+            if slab is not None:
+                slab.release()
+                self._slabs.release()
+            self._written(octets)
+            self.ledger.delivered += result.packets
+            self.ledger.octets += result.octets
+            if result.error:
+                self._drop(result.error, len(frames) - result.packets)
+            self._tell(result.error or "")
+
+    def _written(self, octets: int) -> None:
+        with self._lock:
+            self._octets -= octets
+
+    def _drop(self, cause: str, frames: int) -> None:
+        with self._lock:
+            self.ledger.dropped[cause] += frames
+
+    def _tell(self, error: str) -> None:
+        """Log when writing begins to fail and when it works again, not for every batch."""
+        if error == self._error:
+            return
+        if error:
+            self._log.error("cannot write", sink=self.ledger.name, error=error)
+        else:
+            self._log.info("writing again", sink=self.ledger.name)
+        self._error = error
+        self.failed = error == "reader-gone"
+
+
+def _copy(frames: Batch) -> Batch:
+    """Return the frames over memory of their own."""
+    copied = frames.select(np.arange(len(frames)))
+    copied.memory = frames.memory[ragged(frames.start, frames.length)]
+    copied.start = np.cumsum(frames.length) - frames.length
+    return copied
