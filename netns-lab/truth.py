@@ -35,12 +35,17 @@ def record(lab: Lab, namespace: str, interface: str) -> tuple[Process, Path]:
     return recorder
 
 
-def capture(lab: Lab, name: str, namespace: str, interface: str) -> tuple[Process, Path]:
-    """Begin to write an interface's packets to a file; return the tcpdump and the file."""
+def capture(
+    lab: Lab, name: str, namespace: str, interface: str, snaplen: int = 2048
+) -> tuple[Process, Path]:
+    """Begin to write an interface's packets to a file; return the tcpdump and the file.
+
+    Immediate mode has slots of ``snaplen`` octets each in its ring; full-size ones would be few.
+    """
     path = lab.folder / f"{name}.pcap"
     # -Z root: Debian's tcpdump becomes another user, who may not write there
-    argv = ["tcpdump", "-i", interface, "-w", str(path), "-n", "-s", "0", "-B", "32768"]
-    argv += ["-U", "--immediate-mode", "-Z", "root"]
+    argv = ["tcpdump", "-n", "-i", interface, "-w", str(path), "-U", "-Z", "root"]
+    argv += ["--immediate-mode", "-s", str(snaplen), "-B", "65536"]
     return lab.start(f"tcpdump-{name}", argv, namespace, ready="listening on"), path
 
 
