@@ -2,10 +2,10 @@
 
 ::
 
-     client                  host                   router                 collector
-    192.0.2.1 ─────── 192.0.2.2  203.0.113.2 ── 203.0.113.1  198.51.100.1 ── 198.51.100.7
-    eth0              eth0       up0            host0        collector0      eth0
-                      (mirrored)
+     client                host                      router                   collector
+    192.0.2.1 ──── 192.0.2.2  203.0.113.2 ── 203.0.113.1  198.51.100.1 ── 198.51.100.7
+      eth0            eth0    up0                  host0  collector0          eth0
+                   (mirrored)
 
 The client's link has 2001:db8:1::/64 as well. Host and collector share no link: what leaves the
 host for 198.51.100.7 passes the router. All offloads are as the kernel sets them.
@@ -23,11 +23,10 @@ COLLECTOR = "198.51.100.7"
 MIRRORED = "eth0"
 
 PICTURE = """\
-     client                  host                    router                   collector
-   192.0.2.1 ────── 192.0.2.2 │ 203.0.113.2 ── 203.0.113.1 │ 198.51.100.1 ── 198.51.100.7
-                         eth0 │ up0
-                      mirrored│                      GRE                    mon0, pcap
-                         └────┴═══════════════════════╧═════════════════════════▶"""
+     client                 host                       router                   collector
+   192.0.2.1 ──── eth0 192.0.2.2  203.0.113.2 ── 203.0.113.1  198.51.100.1 ── 198.51.100.7
+                   ║                                                               ║
+                mirrored ══════════════════ GRE, over the router ══════════▶ mon0 and a pcap"""
 
 
 @dataclass(frozen=True)
