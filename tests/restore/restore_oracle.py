@@ -96,7 +96,7 @@ def locate(frame: bytes) -> tuple[int, int, int, int] | None:
 def segments(packet: Packet) -> list[bytes] | None:
     """Cut one super-packet; None if that cannot be done."""
     frame, vnet = packet.frame, packet.vnet
-    wanted = {1: TCP, 4: TCP, 5: UDP}.get(vnet.gso_type & 0x7F)
+    wanted = {1: TCP, 4: TCP, 5: UDP}.get(vnet.gso_type & 0x0F)
     where = locate(frame)
     if wanted is None or where is None or not vnet.gso_size:
         return None
@@ -132,7 +132,7 @@ def segments(packet: Packet) -> list[bytes] | None:
             struct.pack_into(">I", head, at + 4, sequence % 2**32)
             if number < len(pieces) - 1:
                 head[at + 13] &= ~0x09
-            if number:
+            if number and vnet.gso_type & 0x80:
                 head[at + 13] &= ~0x80
             field_at = at + 16
         else:
@@ -163,10 +163,8 @@ def tagged(frame: bytes, vlan: int) -> bytes:
 
 def restored(packet: Packet) -> list[bytes]:
     """Return the frames that are on the wire."""
-    if packet.vnet.gso_type & 0x7F:
-        frames = segments(packet) or [packet.frame]
-    else:
-        frames = [completed(packet)]
+    is_super = packet.vnet.gso_type & 0x0F
+    frames = segments(packet) or [packet.frame] if is_super else [completed(packet)]
     return [tagged(frame, packet.vlan) for frame in frames]
 
 
@@ -191,7 +189,8 @@ def build(
         total = 20 + len(ip_options) + length
         network = bytearray(struct.pack(
             ">BBHHHBBH4s4s", 0x45 + len(ip_options) // 4, 0, total if total < 65536 else 0, ident,
-            fragment, 64, protocol, 0, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])) + ip_options)  # fmt: skip
+            fragment, 64, protocol, 0, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]))
+            + ip_options)  # fmt: skip
         set16(network, 10, checksum(bytes(network)))
         kind, destination = 0x0800, 16
     else:

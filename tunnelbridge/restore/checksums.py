@@ -16,8 +16,8 @@ from tunnelbridge.wire.octets import checksum, sum_words
 
 NEEDS_CSUM: Final = 1
 """VIRTIO_NET_HDR_F_NEEDS_CSUM."""
-GSO_TYPE: Final = 0x7F
-"""``gso_type`` without VIRTIO_NET_HDR_GSO_ECN."""
+GSO_TYPE: Final = 0x0F
+"""``gso_type`` without its flags (ECN 0x80, tunnels 0x40 and 0x20, proposed: AccECN 0x10)."""
 MACS: Final = 12
 """Octets of the two Ethernet addresses: the least a head holds, so that a tag fits behind them."""
 

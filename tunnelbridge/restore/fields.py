@@ -43,6 +43,7 @@ class Source:
     start: Column
     headers: Headers
     inbound: Flags
+    ecn: Flags
 
 
 @dataclass(slots=True)
@@ -116,7 +117,11 @@ def _fixed_id(source: Source, supers: Column, first: Column, fragment: Column) -
 
 
 def _tcp(source: Source, target: Target, segments: Segments, behind: Column, body: Column) -> None:
-    """Sequence number, flags and checksum; FIN and PSH stay on the last, CWR on the first."""
+    """Sequence number, flags and checksum; FIN and PSH stay on the last segment.
+
+    CWR stays on the first where the kernel marked classic ECN (RFC 3168). Without that mark it is
+    one bit of the counter of accurate ECN, and all segments have it (SKB_GSO_TCP_ACCECN).
+    """
     supers, at = _innermost(source, TCP)
     if not supers.size:
         return
@@ -129,12 +134,13 @@ def _tcp(source: Source, target: Target, segments: Segments, behind: Column, bod
     transport = (at - source.start[supers])[own]
     sequence = sequence[own] + segments.offset[rows] & 0xFFFFFFFF
     flags = np.where(segments.last[rows], flags[own], flags[own] & ~FIN_PSH)
-    flags = np.where(segments.number[rows] == 0, flags, flags & ~CWR)
+    once = source.ecn[supers][own] & (segments.number[rows] > 0)
+    flags = np.where(once, flags & ~CWR, flags)
     length = behind[rows] - transport
     size = (source.headers.end[supers] + source.start[supers]) - at
     base = _pseudo(source, supers, source.headers.last[supers], TCP)
     base = (base + sum_words(source.octets, at, size))[own]
-    total = base + (sequence >> 16) + (sequence & 0xFFFF) + flags + _halves(length) + body[rows]
+    total = base + (sequence >> 16) + (sequence & 0xFFFF) + flags + length + body[rows]
     _put(target, rows, transport + 4, sequence, ">u4")
     _put(target, rows, transport + 12, flags)
     _put(target, rows, transport + 16, checksum(total))  # 0 stays 0: gso_make_checksum
@@ -227,11 +233,6 @@ def _rows_of(supers: Column, segments: Segments) -> tuple[Column, Column]:
     own = position[segments.owner]
     rows = np.flatnonzero(own >= 0)
     return rows, own[rows]
-
-
-def _halves(length: Column) -> Column:
-    """Return a 32-bit pseudo-header length as the sum of its two words."""
-    return (length >> 16) + (length & 0xFFFF)
 
 
 def _put(

@@ -13,12 +13,14 @@ from typing import Final
 
 import numpy as np
 
-from tunnelbridge.batch import Batch, Column, Flags, Octets, zeros
+from tunnelbridge.batch import INBOUND, Batch, Column, Flags, Octets, zeros
 from tunnelbridge.restore import fields, heads
 from tunnelbridge.restore.checksums import GSO_TYPE, NEEDS_CSUM
 from tunnelbridge.restore.headers import ABSENT, TCP, UDP, Headers, find
 from tunnelbridge.wire.octets import ragged
 
+ECN: Final = 0x80
+"""VIRTIO_NET_HDR_GSO_ECN, a flag in ``gso_type``: CWR is meant for the first segment only."""
 TCPV4, TCPV6, UDP_L4 = 1, 4, 5
 """``gso_type`` of what can be cut; 3 is the old UFO, of which the pieces are IP fragments."""
 JUMBO: Final = 8
@@ -106,12 +108,14 @@ def _with_heads(
     body = (batch.start[found] + headers.end)[owner] + segments.offset
     present = (batch.length[found] - headers.end)[owner] - segments.offset
     present = np.clip(present, 0, segments.length)
-    inbound = batch.direction[found] == 0
+    assert batch.vnet is not None
+    inbound = batch.direction[found] == INBOUND
+    ecn = batch.vnet["gso_type"][found] & ECN != 0
     template = _templates(batch, found, headers)
     size = template.headers.end[owner]
     octets, place = heads.copy(template.octets, template.start[owner], size)
     fields.write(
-        fields.Source(template.octets, template.start, template.headers, inbound),
+        fields.Source(template.octets, template.start, template.headers, inbound, ecn),
         fields.Target(octets, place, batch.memory, body, present),
         segments,
     )
