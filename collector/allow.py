@@ -18,7 +18,7 @@ class AllowList:
     """Source prefixes, IPv4 and IPv6; an empty list allows everyone."""
 
     def __init__(self, prefixes: Sequence[str]) -> None:
-        self._rules: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
+        self._rules: list[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
         for text in prefixes:
             try:
                 network = ipaddress.ip_network(text, strict=False)
@@ -27,7 +27,8 @@ class AllowList:
             prefix, mask = network.network_address.packed, network.netmask.packed
             if network.version == 4:  # addresses are compared as IPv4-mapped IPv6
                 prefix, mask = MAPPED + prefix, b"\xff" * 12 + mask
-            self._rules.append((np.frombuffer(prefix, np.uint8), np.frombuffer(mask, np.uint8)))
+            rule = np.frombuffer(prefix, np.uint8), np.frombuffer(mask, np.uint8)
+            self._rules.append((network.version, *rule))
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -35,6 +36,8 @@ class AllowList:
     def allows(self, source: npt.NDArray[np.uint8]) -> Flags:
         """Tell which of the (n, 16) source addresses are allowed."""
         allowed = np.zeros(len(source), np.bool_)
-        for prefix, mask in self._rules:
-            allowed |= ((source & mask) == prefix).all(axis=1)
+        is4 = (source[:, :12] == np.frombuffer(MAPPED, np.uint8)).all(axis=1)
+        for version, prefix, mask in self._rules:
+            matches = ((source & mask) == prefix).all(axis=1)
+            allowed |= matches & (is4 == (version == 4))
         return allowed

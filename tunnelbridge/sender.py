@@ -24,7 +24,8 @@ from tunnelbridge.config import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.ledger import SenderLedger, told
 from tunnelbridge.linux.libpcap import compile_filter
-from tunnelbridge.linux.netlink import LinkEvent, LinkMonitor, link
+from tunnelbridge.linux.links import LinkEvent, LinkMonitor
+from tunnelbridge.linux.netlink import link
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.replay import parse_speed, replay
 from tunnelbridge.source import Direction, InterfaceSource

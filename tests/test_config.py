@@ -1,0 +1,87 @@
+"""What users write after --to, and the one line they get for a mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunnelbridge.config import TUNNELS, MtuPolicy, parse_tunnel
+from tunnelbridge.errors import UsageError
+
+
+def test_every_option_of_every_tunnel() -> None:
+    gre = parse_tunnel(
+        "gre://192.0.2.1?key=7&seq=on&csum=on&local=192.0.2.9&ttl=9&dscp=46&mtu=drop"
+    )
+    erspan = parse_tunnel("erspan3://[2001:db8::1]?session=1023&hwid=63&granularity=1588")
+    juniper = parse_tunnel(
+        "juniper://192.0.2.1:9000?source_vn=a:b:c&destination_vn=d&host=10.0.0.2"
+    )
+
+    assert gre.model_dump() == {
+        "remote": "192.0.2.1",
+        "local": "192.0.2.9",
+        "ttl": 9,
+        "dscp": 46,
+        "mtu": MtuPolicy.DROP,
+        "port": None,
+        "key": 7,
+        "seq": True,
+        "csum": True,
+    }
+    assert erspan.remote == "2001:db8::1"
+    assert erspan.model_dump()["granularity"] == "1588"
+    assert juniper.port == 9000
+    assert juniper.model_dump()["source_vn"] == "a:b:c"
+
+
+@pytest.mark.parametrize("scheme", TUNNELS)
+def test_every_tunnel_has_defaults(scheme: str) -> None:
+    spec = parse_tunnel(f"{scheme}://collector.example")
+
+    assert spec.remote == "collector.example"
+    assert spec.encapsulation(may_cut=False).overhead >= 4
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("192.0.2.1:4789", "expected ENCAP://REMOTE"),
+        ("vxlam://192.0.2.1", "unknown encapsulation vxlam; known: gre,"),
+        (
+            "vxlan://192.0.2.1?vni=16777216",
+            "vni=16777216: input should be less than or equal to 16777215",
+        ),
+        ("vxlan://192.0.2.1?vni=-1", "vni=-1: input should be greater than or equal to 0"),
+        (
+            "erspan2://192.0.2.1?session=1024",
+            "session=1024: input should be less than or equal to 1023",
+        ),
+        ("erspan2://192.0.2.1?index=1048576", "index=1048576"),
+        (
+            "erspan3://192.0.2.1?granularity=1ns",
+            "granularity=1ns: input should be '100us', '100ns' or",
+        ),
+        ("gre://192.0.2.1?vni=7", "no option vni; it has csum, dscp, key, local, mtu, seq, ttl"),
+        ("gre://192.0.2.1:47", "gre rides in IP itself and has no port"),
+        ("gre://192.0.2.1?key=abc", "key=abc: input should be a valid integer"),
+        ("gre://192.0.2.1?seq=perhaps", "seq=perhaps: input should be a valid boolean"),
+        ("gre://192.0.2.1?ttl=0", "ttl=0"),
+        ("gre://192.0.2.1?dscp=64", "dscp=64"),
+        ("gre://192.0.2.1?mtu=1400", "mtu=1400: input should be 'fragment', 'truncate' or 'drop'"),
+        ("gre://192.0.2.1?local=here", "local=here"),
+        ("gre://192.0.2.1?remote=192.0.2.2", "remote belongs in front of the ?"),
+        ("gre://", "expected ENCAP://REMOTE"),
+        ("gre://192.0.2.1/x", "expected ENCAP://REMOTE"),
+        ("vxlan://192.0.2.1:70000", "Port out of range"),
+        ("vxlan://192.0.2.1?vni", "bad query field: 'vni'"),
+        ("juniper://192.0.2.1?host=2001:db8::1", "host=2001:db8::1"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_tunnel(text)
+
+    assert says in str(caught.value)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.status == 2
