@@ -213,6 +213,12 @@ def test_a_tag_behind_a_head_that_a_hostile_checksum_made_short() -> None:
     check([packet, packet])
 
 
+@pytest.mark.parametrize("octets", [2, 4, 11, 12, 13])
+def test_partial_checksums_of_frames_too_short_for_addresses(octets: int) -> None:
+    packet = Packet(bytes(range(octets)), Vnet(1, 0, 0, 0, 0, 0), DOT1Q | 5)
+    check([packet, packet])
+
+
 def test_received_packets_with_a_fixed_id_keep_it() -> None:
     packet = super_packet(100, octets=250, ident=0)
     for inbound, idents in ((True, [0, 0, 0]), (False, [0, 1, 2])):

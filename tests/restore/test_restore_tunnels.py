@@ -112,6 +112,18 @@ def test_each_level_is_what_scapy_makes(name: str, inner: object, start_known: b
     assert [result.batch.octets(i).hex() for i in range(8)] == [f.hex() for f in expected] * 2
 
 
+def test_an_outer_udp_checksum_is_never_zero() -> None:
+    """A zero would say "no checksum"; the source port is chosen so that the first sum comes to it."""
+    layers = TUNNELS["vxlan, checksum"].copy()
+    first = as_segment(layers, tcp(0, False), pieces()[0], 0)
+    (value,) = struct.unpack_from(">H", first, 14 + 20 + 6)
+    port = 50000 + value
+    layers[UDP].sport = (port & 0xFFFF) + (port >> 16)
+    result = restore(batch_of([super_packet(layers, tcp(0, True), 1)])).batch
+    assert result.octets(0)[14 + 20 + 6 :][:2] == b"\xff\xff"
+    assert result.octets(0) == as_segment(layers, tcp(0, False), pieces()[0], 0)
+
+
 def test_all_tunnels_in_one_batch() -> None:
     packets = [super_packet(layers, tcp(0, True), 1) for layers in TUNNELS.values()]
     plain = Packet(bytes(ETHER / IP4 / udp(0, True) / b"plain"))
