@@ -49,7 +49,7 @@ def patch(rows: npt.NDArray[Any], clones: Clones, beyond: Column) -> None:
 
 
 def cos_en_t(clones: Clones) -> Column:
-    """Return the bits COS (of the tag), En (3: the tag is in the frame) and T, for II and III."""
+    """Return the bits COS (of the tag), En (3: the tag is in the frame) and T."""
     en = np.where(clones.tag != 0, PRESERVED << 11, 0)
     return (clones.tag & 0xE000) | en | np.where(clones.truncated, TRUNCATED, 0)
 

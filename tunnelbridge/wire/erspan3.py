@@ -24,9 +24,9 @@ import numpy.typing as npt
 from tunnelbridge.batch import INBOUND, OUTBOUND, Column, Octets
 from tunnelbridge.wire.erspan2 import MAX_SESSION, TRUNCATED
 from tunnelbridge.wire.ethernet import HEADER as ETHERNET
-from tunnelbridge.wire.layer import Clones, Kind, Layer, layer, refuse
+from tunnelbridge.wire.layer import UNKNOWN, Clones, Kind, Layer, layer, refuse
 from tunnelbridge.wire.octets import load
-from tunnelbridge.wire.plausible import is_frame
+from tunnelbridge.wire.plausible import is_frame, is_llc_frame
 from tunnelbridge.wire.reasons import Reason
 
 HEADER: Final = np.dtype(
@@ -112,11 +112,14 @@ def _find_unannounced(memory: Octets, found: Layer, odd_type: npt.NDArray[np.boo
         return
     here, there = found.payload[odd], found.payload[odd] + SUB_HEADER.itemsize
     end = found.end[odd]
-    is_here = is_frame(memory, here, end)
-    is_there = is_frame(memory, there, end)
-    found.payload[odd] = np.where(~is_here & is_there, there, here)
-    nowhere = ~is_here & ~is_there & (here + ETHERNET.itemsize <= end)
-    found.reason[odd[nowhere]] = Reason.ERSPAN_FRAME_TYPE
+    at = np.full(len(odd), UNKNOWN, np.int64)
+    for looks_like in (is_frame, is_llc_frame):
+        for place in (here, there):
+            at = np.where((at == UNKNOWN) & looks_like(memory, place, end), place, at)
+    too_short_to_tell = (at == UNKNOWN) & (here + ETHERNET.itemsize > end)
+    at = np.where(too_short_to_tell, here, at)
+    found.reason[odd[at == UNKNOWN]] = Reason.ERSPAN_FRAME_TYPE
+    found.payload[odd] = at
 
 
 def _tell_ip_version(memory: Octets, found: Layer, bare: npt.NDArray[np.int64]) -> None:

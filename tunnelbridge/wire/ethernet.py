@@ -24,6 +24,7 @@ HEADER: Final = np.dtype([("destination", "V6"), ("source", "V6"), ("type", ">u2
 TAG: Final = np.dtype([("tci", ">u2"), ("type", ">u2")])
 TAG_TYPES: Final = (0x8100, 0x88A8, 0x9100, 0x9200)
 MAX_TAGS: Final = 8
+MAX_PADDING: Final = 46
 
 IPV4: Final = 0x0800
 IPV6: Final = 0x86DD

@@ -28,7 +28,8 @@ from tunnelbridge.wire.reasons import Reason
 HEADER: Final = np.dtype(
     [("version_length", "u1"), ("flags", "u1"), ("protocol", ">u2"), ("vni", ">u4")]
 )
-OPTION: Final = np.dtype([("class", ">u2"), ("type", "u1"), ("length", "u1"), ("data", ">u4")])
+OPTION: Final = np.dtype([("class", ">u2"), ("type", "u1"), ("length", "u1")])
+GOOGLE_OPTION: Final = np.dtype([*OPTION.descr, ("network", ">u4")])
 LENGTH_OPTION: Final = np.dtype(
     [
         ("class", ">u2"),
@@ -115,12 +116,12 @@ def _read_options(
     for _ in range(MAX_OPTIONS):
         at = position[walking]
         option = load(memory, at, OPTION)
-        octets = 4 + (option["length"] & 0x1F).astype(np.int64) * 4
+        octets = OPTION.itemsize + (option["length"] & 0x1F).astype(np.int64) * 4
         overrun = at + octets > found.payload[walking]
         found.reason[walking[overrun]] = Reason.GENEVE_OPTIONS
         google = (option["class"] == GOOGLE) & (option["type"] == 1) & (octets >= 8) & ~overrun
-        egress = np.where(option["data"] & 1, OUTBOUND, INBOUND)
-        found.direction[walking[google]] = egress[google]
+        network = load(memory, at[google], GOOGLE_OPTION)["network"]
+        found.direction[walking[google]] = np.where(network & 1, OUTBOUND, INBOUND)
         length = (option["class"] == CPACKET) & (option["type"] == 0) & (octets == 28) & ~overrun
         original = load(memory, at[length], LENGTH_OPTION)["original_length"]
         found.original_length[walking[length]] = original

@@ -11,7 +11,8 @@ Receiver: bits 6–12 are ignored (RFC 2784 §2.3); R is understood as in RFC 17
 discarded; both checksum and offset words are present if either C or R is set. A collector never
 discards by sequence number (RFC 2890 §2.2 leaves that to the receiver), it counts gaps. ERSPAN is
 told apart by the S bit and the version nibble, never by the header's length: type III is sent with
-S=0, and old Linux sends it as 0x88BE.
+S=0, and old Linux sends it as 0x88BE. In version 1 the key is a length and a call number (PPTP, RFC
+2637 §4.1) or tunnel number (EoIP, little endian), and Tencent's sequence word is an address.
 
 Protocol types: 6558 Ethernet (also NVGRE, RFC 7637) · 88BE ERSPAN I or II · 22EB ERSPAN III ·
 0800 86DD bare IP · 8847 8848 MPLS · 894F NSH · 883E WCCP · 8949 SONiC on Mellanox (22 octets, then
@@ -44,6 +45,7 @@ ERSPAN: Final = 0x88BE
 ERSPAN3: Final = 0x22EB
 WCCP: Final = 0x883E
 SONIC: Final = 0x8949
+PPP: Final = 0x880B
 EOIP: Final = 0x6400
 SONIC_OCTETS: Final = 22
 MAX_ROUTES: Final = 8
@@ -61,13 +63,15 @@ _KINDS: Final = table(
         0x894F: Kind.NSH,
         WCCP: Kind.IPV4,
         SONIC: Kind.ETHERNET,
-        0x880B: Kind.PPP,
+        PPP: Kind.PPP,
         EOIP: Kind.ETHERNET,
     },
 )
-_ENCAPSULATIONS: Final = table(
-    0x10000, {IPV4: Kind.GRE_IP, IPV6: Kind.GRE_IP, WCCP: Kind.GRE_IP, ERSPAN: Kind.ERSPAN1}
-)
+_ENCAPSULATIONS: Final = np.full(0x10000, Kind.GRE, np.uint8)
+_ENCAPSULATIONS[[IPV4, IPV6, WCCP]] = Kind.GRE_IP
+_ENCAPSULATIONS[[0x8847, 0x8848]] = Kind.MPLS
+_ENCAPSULATIONS[ERSPAN] = Kind.ERSPAN1
+_ENCAPSULATIONS[ERSPAN3] = Kind.ERSPAN3
 
 
 def template(
@@ -131,16 +135,14 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     refuse(found, version > 1, Reason.GRE_VERSION)
     refuse(found, (protocol == 0) & (found.reason == 0), Reason.GRE_KEEPALIVE)
     found.payload = start + HEADER.itemsize
-    if not flags.any():  # the plain header of most tunnels
-        found.kind = _KINDS[protocol]
-    else:
+    found.kind = _KINDS[protocol]
+    found.encapsulation = _ENCAPSULATIONS[protocol]
+    if flags.any():  # otherwise it is the plain header of most tunnels
         _optional_words(memory, found, flags)
-        found.kind = _KINDS[protocol]
+        _read_version_1(found, flags, protocol)
         _tell_erspan_apart(memory, found, flags, protocol)
     refuse(found, found.payload > found.end, Reason.GRE_SHORT)
     refuse(found, found.kind == Kind.NONE, Reason.GRE_PROTOCOL)
-    encapsulation = _ENCAPSULATIONS[protocol]
-    found.encapsulation = np.where(encapsulation == 0, Kind.GRE, encapsulation).astype(np.uint8)
     _peculiarities(memory, found, protocol)
     return found
 
@@ -175,21 +177,35 @@ def _skip_routing(memory: Octets, found: Layer, walking: npt.NDArray[np.int64]) 
     found.reason[walking] = Reason.GRE_ROUTING
 
 
+def _read_version_1(found: Layer, flags: Column, protocol: npt.NDArray[Any]) -> None:
+    """Keep of version 1's words what stays the same (key) or counts (sequence), in place."""
+    version1 = flags & VERSION == 1
+    if not version1.any() or found.identifier is None or found.sequence is None:
+        return
+    keyed = version1 & (flags & KEY != 0)
+    pptp, eoip = keyed & (protocol == PPP), keyed & (protocol == EOIP)
+    number = found.identifier & 0xFFFF  # behind the payload's length
+    found.identifier[pptp] = number[pptp]
+    found.identifier[eoip] = (number[eoip] >> 8) | (number[eoip] & 0xFF) << 8
+    found.sequence[version1 & (protocol == IPV4)] = UNKNOWN
+
+
 def _tell_erspan_apart(
     memory: Octets, found: Layer, flags: Column, protocol: npt.NDArray[Any]
 ) -> None:
     """0x88BE with a sequence number is type II, or type III from old Linux: the nibble tells."""
-    with_header = np.flatnonzero((protocol == ERSPAN) & (flags & SEQUENCE != 0))
-    if not with_header.size:
+    whole = (found.reason == 0) & (found.payload <= found.end)
+    with_header = np.flatnonzero(whole & (protocol == ERSPAN) & (flags & SEQUENCE != 0))
+    if not with_header.size or found.encapsulation is None:
         return
-    inside = np.minimum(found.payload[with_header], memory.size - 1)
-    version = memory[inside] >> 4
+    payload = found.payload[with_header]
+    absent = payload == found.end[with_header]
+    version = np.where(absent, 0, memory[np.minimum(payload, memory.size - 1)] >> 4)
+    kind = np.where(version == 2, Kind.ERSPAN3, Kind.ERSPAN2)
+    found.kind[with_header] = found.encapsulation[with_header] = kind
     known = (version == 1) | (version == 2)
-    found.kind[with_header] = np.where(version == 2, Kind.ERSPAN3, Kind.ERSPAN2)
-    wrong = ~known & (found.reason[with_header] == 0)
-    short = found.payload[with_header] >= found.end[with_header]
-    found.reason[with_header[wrong]] = Reason.ERSPAN_VERSION
-    found.reason[with_header[short]] = Reason.ERSPAN_SHORT
+    wrong = np.where(absent, Reason.ERSPAN_SHORT, Reason.ERSPAN_VERSION)
+    found.reason[with_header] = np.where(known, 0, wrong)
 
 
 def _peculiarities(memory: Octets, found: Layer, protocol: npt.NDArray[Any]) -> None:

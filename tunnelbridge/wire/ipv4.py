@@ -72,13 +72,14 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     total_length = header["total_length"].astype(np.int64)
     total_length = np.where(total_length == 0, end - start, total_length)
     found.payload = start + header_length
-    found.claimed_end = start + total_length
+    found.claimed_end = np.where(found.reason == 0, start + total_length, end)
     found.end = np.minimum(end, found.claimed_end)
     refuse(found, (header_length < HEADER.itemsize) | (found.payload > found.end), Reason.IP_SHORT)
     fragments = header["fragment"] & FRAGMENT_BITS
     if fragments.any():
         refuse(found, fragments != 0, Reason.IP_FRAGMENT)
-        found.fragment = np.where(fragments != 0, header["identification"], UNKNOWN)
+        identification = header["identification"].astype(np.int64)
+        found.fragment = np.where(fragments != 0, identification, UNKNOWN)
         found.first_fragment = fragments == MORE_FRAGMENTS
     found.kind = PROTOCOLS[header["protocol"]]
     return found

@@ -55,7 +55,8 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     payload_length = header["payload_length"].astype(np.int64)
     found.payload = start + HEADER.itemsize
     # Zero is a jumbogram or a Linux BIG TCP super-packet: it ends where its octets end.
-    found.claimed_end = np.where(payload_length == 0, end, found.payload + payload_length)
+    unsaid = (payload_length == 0) | (found.reason != 0)
+    found.claimed_end = np.where(unsaid, end, found.payload + payload_length)
     found.end = np.minimum(end, found.claimed_end)
     next_header = header["next_header"].copy()
     _skip_extensions(memory, found, next_header)

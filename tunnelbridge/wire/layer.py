@@ -92,7 +92,8 @@ class Layer:
     """Octets of the frame before the source cut it."""
     truncated: Flags | None = None
     claimed_end: Column | None = None
-    """Where the packet ends by its own IP length, which can lie beyond what is present."""
+    """Where the packet ends by its own IP length, which can lie beyond what is present; of refused
+    headers too, if only they are whole: a cut packet is told from a short one by it."""
     fragment: Column | None = None
     """Identification of an IP fragment, -1 for whole packets; None where all are whole."""
     first_fragment: Flags | None = None

@@ -14,6 +14,9 @@ from tunnelbridge.batch import Column, Flags, Octets
 from tunnelbridge.wire import ethernet, ipv4, ipv6
 from tunnelbridge.wire.octets import load, sum_words
 
+LLC: Final = 3
+"""Octets of the shortest LLC header (IEEE 802.2)."""
+MAX_LENGTH: Final = 1500
 _KNOWN_TYPES: Final = np.isin(
     np.arange(0x10000),
     (
@@ -26,11 +29,22 @@ _KNOWN_TYPES: Final = np.isin(
 
 
 def is_frame(memory: Octets, start: Column, end: Column) -> Flags:
-    """Tell where a frame may start: 14 octets and an EtherType in use, or an LLC length that fits."""
+    """Tell where a frame may start: 14 octets and an EtherType in use."""
     whole = start + ethernet.HEADER.itemsize <= end
-    kind = load(memory, start, ethernet.HEADER)["type"].astype(np.int64)
-    is_length = (kind >= 3) & (kind <= 1500) & (start + ethernet.HEADER.itemsize + kind <= end)
-    return whole & (_KNOWN_TYPES[kind] | is_length)
+    known: Flags = whole & _KNOWN_TYPES[load(memory, start, ethernet.HEADER)["type"]]
+    return known
+
+
+def is_llc_frame(memory: Octets, start: Column, end: Column) -> Flags:
+    """Tell where a frame with a length instead of an EtherType may start, padding included.
+
+    Addresses look like lengths too (octets 2 and 3 of QEMU's 52:54:00:12:34:56 behind a control
+    word), so try this where nothing else fits.
+    """
+    payload = start + ethernet.HEADER.itemsize
+    length = load(memory, start, ethernet.HEADER)["type"].astype(np.int64)
+    fits: Flags = (payload + length <= end) & (end - payload - length <= ethernet.MAX_PADDING)
+    return fits & (length >= LLC) & (length <= MAX_LENGTH)
 
 
 def is_ipv4(memory: Octets, start: Column, end: Column) -> Flags:

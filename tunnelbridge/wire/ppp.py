@@ -14,9 +14,10 @@ import numpy as np
 
 from tunnelbridge.batch import Column, Octets
 from tunnelbridge.wire.layer import Kind, Layer, layer, refuse, table
-from tunnelbridge.wire.octets import load
+from tunnelbridge.wire.octets import fits, load
 from tunnelbridge.wire.reasons import Reason
 
+OCTET: Final = np.dtype([("value", "u1")])
 WORD: Final = np.dtype([("value", ">u2")])
 ADDRESS_AND_CONTROL: Final = 0xFF03
 _KINDS: Final = table(0x10000, {0x0021: Kind.IPV4, 0x0057: Kind.IPV6})
@@ -26,11 +27,12 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     """Read PPP headers, compressed or not."""
     found = layer(start, end)
     first = load(memory, start, WORD)["value"]
-    found.payload = start + np.where(first == ADDRESS_AND_CONTROL, 2, 0)
+    found.payload = start + np.where(fits(start, end, WORD) & (first == ADDRESS_AND_CONTROL), 2, 0)
+    octet = load(memory, found.payload, OCTET)["value"].astype(np.int64)
+    compressed = octet & 1 != 0
     word = load(memory, found.payload, WORD)["value"].astype(np.int64)
-    compressed = word & 0x100 != 0
     found.payload += np.where(compressed, 1, 2)
     refuse(found, found.payload > end, Reason.PPP_SHORT)
-    found.kind = _KINDS[np.where(compressed, word >> 8, word)]
+    found.kind = _KINDS[np.where(compressed, octet, word)]
     refuse(found, found.kind == Kind.NONE, Reason.PPP_PROTOCOL)
     return found
