@@ -1,1 +1,6 @@
-"""To be written: the map of this package."""
+"""Read capture files: batches that point into the mapped file, in file order.
+
+``reader`` opens a file and tells ``pcap`` from ``pcapng``; each walks its records and makes columns
+of them (``packet_blocks`` and ``timestamps`` for pcapng); ``progress`` is what both report.
+Writing is a matter of file descriptors: ``tunnelbridge.linux.pcap_writer``.
+"""
