@@ -1,28 +1,46 @@
 """The breaker: the same packet coming back in a tunnel, twice, is a loop whatever it looks like.
 
-Every cloned packet is remembered by a digest of its IP packet (lengths, addresses, identification,
-first transport octets: what no tunnel changes) together with its generation. A frame that carries a
-remembered packet inside a tunnel is of the next generation: an echo. Hosts that mirror both the
-inside and the outside of their own overlay see first echoes all day; a second echo, a packet inside
-a tunnel inside a tunnel of which both shorter forms were cloned, is refused.
+Every cloned packet is remembered by a digest of its IP packet (length field, addresses,
+identification, first transport octets: what no tunnel changes, not even one that cuts) together with
+its generation. A frame that carries a remembered packet inside a tunnel is of the next generation: an
+echo. Hosts that mirror both the inside and the outside of their own overlay see first echoes all day;
+a second echo, a packet inside a tunnel inside a tunnel of which both shorter forms were cloned, is
+refused. Of several tunnels around each other, the one whose packet is known best counts.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import Column, Flags, Octets
+from tunnelbridge.wire import ipv4, ipv6
+from tunnelbridge.wire.ethernet import HEADER as ETHERNET
 from tunnelbridge.wire.flow import Flows, read_flows
+from tunnelbridge.wire.layer import Codes, Kind
 from tunnelbridge.wire.octets import load
 
 SLOTS: Final = 1 << 16
+LAST_GENERATION: Final = 2
 _WORD: Final = np.dtype([("value", "=u8")])
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 
 Digests = npt.NDArray[np.uint64]
+
+
+@dataclass(slots=True)
+class Tunnelled:
+    """Frames and packets found inside tunnels, columns of shape (k,)."""
+
+    frame: Column
+    """Which frame of the batch each was found in; a frame may have several, one in another."""
+    start: Column
+    end: Column
+    kind: Codes
+    """ETHERNET, IPV4 or IPV6."""
 
 
 class Breaker:
@@ -33,47 +51,61 @@ class Breaker:
         """Set with the first tunnelled frame; until then nothing is remembered."""
         self._digests = np.zeros(SLOTS, np.uint64)
         self._generations = np.zeros(SLOTS, np.uint8)
-        self._echoes: dict[int, int] = {}
 
-    def is_second_echo(
-        self, memory: Octets, inner: Column, inner_end: Column, frame: Column
-    ) -> Flags:
-        """Tell which frames carry a packet that was itself an echo; shape (k,).
+    def generations(self, memory: Octets, tunnelled: list[Tunnelled], count: int) -> Codes:
+        """Return the generation of each of ``count`` frames: 0, 1 for an echo, 2 to be refused."""
+        generation = np.zeros(count, np.uint8)
+        for each in tunnelled:
+            self.armed |= len(each.frame) > 0
+            for frame, digest in _inner_digests(memory, each):
+                slot = _slots(digest)
+                known = self._digests[slot] == digest
+                echo = np.minimum(self._generations[slot] + 1, LAST_GENERATION)
+                generation[frame] = np.maximum(generation[frame], np.where(known, echo, 0))
+        return generation
 
-        ``inner`` (k,) is where the tunnelled frame starts, -1 without one; ``frame`` (k,) numbers the
-        frames in their batch, for :meth:`remember`.
-        """
-        second = np.zeros(len(inner), np.bool_)
-        self._echoes = {}
-        inside = np.flatnonzero((inner >= 0) & (inner_end - inner >= 34))
-        if inside.size:
-            start, end = inner[inside], inner_end[inside]
-            digest = _digest(memory, read_flows(memory, start, end))
-            slot = (digest >> np.uint64(48)).astype(np.int64)
-            known = self._digests[slot] == digest
-            generation = np.where(known, self._generations[slot] + 1, 0)
-            second[inside] = generation >= 2
-            self._echoes = dict(zip(frame[inside].tolist(), generation.tolist(), strict=True))
-        return second
-
-    def remember(self, memory: Octets, flows: Flows, cloned: Flags) -> None:
-        """Remember the frames of the batch that will be cloned."""
+    def remember(self, memory: Octets, flows: Flows, cloned: Flags, generation: Codes) -> None:
+        """Remember the frames of the batch that will be cloned, once armed."""
         chosen = np.flatnonzero(cloned & (flows.transport > flows.payload))
-        if not chosen.size:
+        if not self.armed or not chosen.size:
             return
-        digest = _digest(memory, flows)[chosen]
-        generation = np.zeros(len(cloned), np.uint8)
-        for frame, number in self._echoes.items():
-            generation[frame] = number
-        slot = (digest >> np.uint64(48)).astype(np.int64)
+        digest = _digest(memory, flows.payload[chosen], flows.transport[chosen], flows.end[chosen])
+        slot = _slots(digest)
         self._digests[slot] = digest
         self._generations[slot] = generation[chosen]
 
 
-def _digest(memory: Octets, flows: Flows) -> Digests:
-    """Digest each frame's IP packet: its length, first 24 octets and first 8 of its payload."""
-    digest = (flows.end - flows.payload).astype(np.uint64)
-    for position in (flows.payload, flows.payload + 8, flows.payload + 16, flows.transport):
-        digest = (digest ^ load(memory, position, _WORD)["value"]) * _ODD
+def _inner_digests(memory: Octets, tunnelled: Tunnelled) -> list[tuple[Column, Digests]]:
+    """Digest what is inside tunnels: (frame numbers, digests), a pair for each kind present."""
+    pairs = []
+    for kind in (Kind.ETHERNET, Kind.IPV4, Kind.IPV6):
+        chosen = np.flatnonzero(
+            (tunnelled.kind == kind) & (tunnelled.end - tunnelled.start >= ETHERNET.itemsize)
+        )
+        if not chosen.size:
+            continue
+        payload, end = tunnelled.start[chosen], tunnelled.end[chosen]
+        if kind == Kind.ETHERNET:
+            flows = read_flows(memory, payload, end)
+            payload, transport, end = flows.payload, flows.transport, flows.end
+        else:
+            found = (ipv4 if kind == Kind.IPV4 else ipv6).decode(memory, payload, end)
+            transport, end = found.payload, found.end
+        is_ip = transport > payload
+        digest = _digest(memory, payload, transport, end)
+        pairs.append((tunnelled.frame[chosen[is_ip]], digest[is_ip]))
+    return pairs
+
+
+def _digest(memory: Octets, payload: Column, transport: Column, end: Column) -> Digests:
+    """Digest IP packets: their first 24 octets and the first 8 behind their header."""
+    digest = np.zeros(len(payload), np.uint64)
+    for position in (payload, payload + 8, payload + 16, transport):
+        word = load(memory, position, _WORD)["value"]
+        digest = (digest ^ np.where(position + _WORD.itemsize <= end, word, 0)) * _ODD
         digest ^= digest >> np.uint64(29)
     return digest
+
+
+def _slots(digest: Digests) -> Column:
+    return (digest >> np.uint64(48)).astype(np.int64)

@@ -11,7 +11,8 @@ Theory of operation. A clone must not be cloned again, wherever it is met:
 3. Where even that is hidden (an address translated on the way), the **breaker** sees the same packet
    come back inside a tunnel: its generation is one more than that of the packet inside. The second
    return is refused, so no original has more than two clones. It starts to remember clones when the
-   first tunnelled frame is seen, so hosts without tunnels pay nothing.
+   first tunnelled frame is seen, so hosts without tunnels pay nothing (and the very first packet of a
+   loop may have three).
 
 Never the crude ``not host X``: everything else that the host behind a tunnel does stays visible.
 """
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import Batch, Column, Flags, Octets
-from tunnelbridge.clone.breaker import Breaker
+from tunnelbridge.clone.breaker import LAST_GENERATION, Breaker, Tunnelled
 from tunnelbridge.wire import icmp, ipv4, udp
 from tunnelbridge.wire.flow import ADDRESSES6, Flows
 from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind
@@ -40,6 +41,16 @@ REMEMBERED_FRAGMENTS: Final = 4096
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 _SUSPECT: Final = np.isin(
     np.arange(256), (Kind.GRE, Kind.IPV4, Kind.IPV6, Kind.ETHERIP, Kind.MPLS, Kind.ETHERNET)
+)
+_CARRIED: Final = np.isin(np.arange(256), (Kind.ETHERNET, Kind.IPV4, Kind.IPV6))
+_CUT: Final = (
+    Reason.GRE_SHORT,
+    Reason.ERSPAN_SHORT,
+    Reason.VXLAN_SHORT,
+    Reason.GENEVE_SHORT,
+    Reason.TZSP_SHORT,
+    Reason.TZSP_TAGS,
+    Reason.JUNIPER_TLVS,
 )
 
 
@@ -70,9 +81,10 @@ class _Seen:
     own: Flags
     fragment: npt.NDArray[np.uint64]
     """Key of a first fragment seen, 0 without one."""
-    inner: Column
-    """Where the innermost tunnelled frame starts, -1 without one."""
-    inner_end: Column
+    later_fragment: npt.NDArray[np.uint64]
+    """Key of a later fragment seen, 0 without one."""
+    tunnelled: list[Tunnelled]
+    """What was found inside tunnels; ``frame`` numbers the suspects."""
 
 
 class LoopGuard:
@@ -89,15 +101,16 @@ class LoopGuard:
     def check(self, batch: Batch, flows: Flows) -> Codes:
         """Return a reason per frame, shape (n,): 0, OWN_TUNNEL or LOOP_BREAKER."""
         reason = np.zeros(len(batch), np.uint8)
+        generation = np.zeros(len(batch), np.uint8)
         suspects = np.flatnonzero(self._is_suspect(batch.memory, flows))
         if suspects.size:
             seen = self._search(batch, suspects)
-            self.breaker.armed |= bool((seen.inner >= 0).any())
-            echo = self.breaker.is_second_echo(batch.memory, seen.inner, seen.inner_end, suspects)
-            reason[suspects[echo]] = Reason.LOOP_BREAKER
+            generation[suspects] = self.breaker.generations(
+                batch.memory, seen.tunnelled, len(suspects)
+            )
+            reason[generation == LAST_GENERATION] = Reason.LOOP_BREAKER
             reason[suspects[seen.own]] = Reason.OWN_TUNNEL
-        if self.breaker.armed:
-            self.breaker.remember(batch.memory, flows, reason == 0)
+        self.breaker.remember(batch.memory, flows, reason == 0, generation)
         return reason
 
     def _is_suspect(self, memory: Octets, flows: Flows) -> Flags:
@@ -122,8 +135,8 @@ class LoopGuard:
             port=np.full(count, UNKNOWN, np.int64),
             own=np.zeros(count, np.bool_),
             fragment=np.zeros(count, np.uint64),
-            inner=np.full(count, UNKNOWN, np.int64),
-            inner_end=np.zeros(count, np.int64),
+            later_fragment=np.zeros(count, np.uint64),
+            tunnelled=[],
         )
         start = batch.start[suspects]
         end = start + batch.length[suspects]
@@ -132,13 +145,15 @@ class LoopGuard:
                 self._visit_ip(batch.memory, seen, step)
             elif step.kind == Kind.UDP:
                 self._visit_udp(batch.memory, seen, step)
-            elif step.kind != Kind.ETHERNET:
+            elif step.kind not in (Kind.ETHERNET, Kind.ICMP):
                 self._visit_tunnel(seen, step)
         self._remember_fragments(seen.fragment[seen.own & (seen.fragment != 0)])
+        later = np.flatnonzero(seen.later_fragment)  # even of a first one further back in the batch
+        seen.own[later] |= np.isin(seen.later_fragment[later], self._fragments)
         return seen
 
     def _visit_ip(self, memory: Octets, seen: _Seen, step: Step) -> None:
-        """Note the destination, and tell later fragments by their first one."""
+        """Note the destination, and which fragment of what it is."""
         index, layer = step.index, step.layer
         if step.kind == Kind.IPV4:
             seen.high[index] = 0
@@ -152,7 +167,7 @@ class LoopGuard:
         is_fragment = layer.fragment != UNKNOWN
         seen.fragment[index] = np.where(layer.first_fragment, key, seen.fragment[index])
         later = is_fragment & ~layer.first_fragment
-        seen.own[index] |= later & np.isin(key, self._fragments)
+        seen.later_fragment[index] = np.where(later, key, seen.later_fragment[index])
 
     def _visit_udp(self, memory: Octets, seen: _Seen, step: Step) -> None:
         """Note the port; a quote that ends behind it is matched by what there is."""
@@ -165,20 +180,24 @@ class LoopGuard:
                     seen.own[index] |= cut_short & _is_to(signature, seen, index)
 
     def _visit_tunnel(self, seen: _Seen, step: Step) -> None:
-        """Compare a tunnel's header with ours, and note the frame inside."""
+        """Compare a tunnel's header with ours, and note what is inside."""
         index, layer = step.index, step.layer
-        kind = np.full(len(layer.reason), step.kind, np.uint8)
+        count = len(layer.reason)
+        kind = np.full(count, step.kind, np.uint8)
         if layer.encapsulation is not None:
             kind = layer.encapsulation
+        told = np.full(count, UNKNOWN) if layer.identifier is None else layer.identifier
+        cut = np.isin(layer.reason, _CUT)  # a quote that ends before the identifier may be ours
+        carries = (layer.reason == 0) & _CARRIED[layer.kind]
         for signature in self.signatures:
-            matches = (kind == signature.kind) & _is_to(signature, seen, index)
-            if signature.identifier is not None and layer.identifier is not None:
-                short = layer.reason != 0
-                matches &= short | (layer.identifier == signature.identifier)
-            seen.own[index] |= matches
-        inside = (layer.reason == 0) & (layer.kind == Kind.ETHERNET)
-        seen.inner[index] = np.where(inside, layer.payload, seen.inner[index])
-        seen.inner_end[index] = np.where(inside, layer.end, seen.inner_end[index])
+            identifier = UNKNOWN if signature.identifier is None else signature.identifier
+            matches = cut | (carries & (told == identifier))
+            seen.own[index] |= matches & (kind == signature.kind) & _is_to(signature, seen, index)
+        inside = np.flatnonzero(carries)
+        if inside.size:
+            frame = inside if isinstance(index, slice) else index[inside]
+            where = layer.payload[inside], layer.end[inside], layer.kind[inside]
+            seen.tunnelled.append(Tunnelled(frame, *where))
 
     def _remember_fragments(self, keys: npt.NDArray[np.uint64]) -> None:
         for key in np.unique(keys)[:REMEMBERED_FRAGMENTS]:
