@@ -20,7 +20,7 @@ class Report:
 
     def fact(self, what: str, count: int, note: str = "") -> None:
         """Print one number with its name."""
-        print(f"   {what:<34}{count:>7,}{'   ' + note if note else ''}", flush=True)
+        print(f"   {what:<28}{count:>7,}{'   ' + note if note else ''}", flush=True)
 
     def check(self, holds: bool, what: str, otherwise: object = "") -> None:
         """Print what is true; or, and then all is lost, that it is not, and why."""

@@ -1,8 +1,11 @@
 """The judge: what was on the wire of an interface, by the kernel's word and not by ours.
 
 ``tc`` mirrors both directions of the interface into a second veth pair whose offloads are off, so
-the kernel itself segments super-packets and finishes checksums there; ``tcpdump`` writes what comes
-out. The interface that is judged keeps its offloads.
+the kernel itself segments super-packets and finishes checksums there; ``tcpdump`` writes what leaves.
+The interface that is judged keeps its offloads.
+
+What leaves, not what arrives: a veth pair delivers on the processor that has sent, so two processors
+could mix up the frames on the way to the other end.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ def record(lab: Lab, namespace: str, interface: str) -> tuple[Process, Path]:
     lab.setting(namespace, f"net/ipv6/conf/{WIRE}/disable_ipv6", "1")
     for feature in OFF:
         lab.command("ethtool", "-K", WIRE, feature, "off", namespace=namespace)
-    recorder = capture(lab, "wire", judge, WIRE)
+    recorder = capture(lab, "wire", namespace, WIRE)
     # cls_u32 that matches all: unlike cls_matchall every kernel has it
     lab.command("tc", "-n", namespace, "qdisc", "add", "dev", interface, "clsact")
     for direction in ("ingress", "egress"):

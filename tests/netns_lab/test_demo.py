@@ -1,0 +1,144 @@
+"""The demo as a user runs it: true to the end, false when it is false, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import need
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
+
+import demo
+from netlab import NAMESPACES
+from process import wait_until
+
+LAB = Path(demo.__file__).parent
+TOOLS = ("ip", "tc", "ethtool", "tcpdump", "unshare")
+
+
+def left(pid: int) -> list[str]:
+    """Return what a demo with that process id has left behind."""
+    namespaces = NAMESPACES.glob(f"tb-*-{pid}??") if NAMESPACES.is_dir() else []
+    return [str(path) for path in namespaces]
+
+
+def start(*arguments: str, change: str = "", **environment: str) -> subprocess.Popen[str]:
+    """Start the demo; ``change`` is done to it first."""
+    code = f"import sys; sys.path.insert(0, {str(LAB)!r}); import demo, routed\n{change}\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", code + "sys.exit(demo.main())", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+    )
+
+
+def run(*arguments: str, change: str = "", **environment: str) -> tuple[int, str, str]:
+    with start(*arguments, change=change, **environment) as process:
+        out, err = process.communicate(timeout=60)
+    assert environment.get("KEEP") or left(process.pid) == []
+    return process.returncode, out, err
+
+
+@pytest.mark.usefixtures("root")
+def test_every_frame_equals_the_original_across_a_router() -> None:
+    need(*TOOLS)
+    code, out, err = run()
+
+    assert (code, err) == (0, "")
+    assert "every collected frame equals the original on the wire" in out
+    assert "in the pcap: GET / HTTP/1.1" in out
+    assert "NO " not in out
+    assert len(out.splitlines()) <= 60
+    assert max(map(len, out.splitlines())) <= 110
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("routed.SEND += ['--snaplen', '1000']", "NO   every collected frame equals the original"),
+        ("routed.SEND += ['--direction', 'in']", "NO   every collected frame equals the original"),
+        ("routed.MEMBER_MAC = '02:00:0a:0a:0a:0b'; routed.compare.readdressed = lambda f, mac: f",
+         "NO   every collected frame equals the original"),
+        ("routed.SEND += ['--to', 'gre://198.51.100.7?key=5']", "NO   every collected frame"),
+    ],
+)  # fmt: skip
+def test_what_is_not_true_is_told(change: str, complaint: str) -> None:
+    need(*TOOLS)
+    code, out, _ = run(change=change)
+
+    assert code == 1
+    assert complaint in out
+    assert "It is NOT all true." in out
+
+
+@pytest.mark.usefixtures("root")
+def test_a_program_that_refuses_is_told() -> None:
+    need(*TOOLS)
+    code, _, err = run(change="routed.SEND += ['--no-such-option']")
+
+    assert code == 1
+    assert err.startswith("demo: tunnelbridge ended with exit code 2")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("root")
+def test_an_interruption_leaves_nothing() -> None:
+    need(*TOOLS)
+    with start() as process:
+        assert process.stdout is not None
+        while "mirrored" not in process.stdout.readline():
+            pass
+        wait_until(lambda: len(left(process.pid)) == 5, 10, "the judge's namespace")
+
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+
+    assert (process.returncode, err) == (130, "demo: interrupted\n")
+    assert left(process.pid) == []
+
+
+@pytest.fixture
+def kept() -> Iterator[list[str]]:
+    """Run what the list holds at the end: the demo's own words on how to remove what it kept."""
+    commands: list[str] = []
+    yield commands
+    for command in commands:
+        subprocess.run(["sh", "-c", command], check=True)
+    assert left(0) == []
+
+
+@pytest.mark.usefixtures("root")
+def test_a_kept_lab_stands_until_it_is_removed_as_it_says(kept: list[str]) -> None:
+    need(*TOOLS)
+    code, out, _ = run(KEEP="1")
+    kept.append(out.splitlines()[-1])
+
+    assert code == 0
+    namespaces = [word.rstrip(";") for word in kept[0].split() if word.startswith("tb-")]
+    assert len(namespaces) == 5
+    assert all((NAMESPACES / name).exists() for name in namespaces)
+    assert f"ip netns exec {namespaces[1]} bash" in out
+
+
+def test_without_namespaces_the_bundled_capture_comes_out_the_same() -> None:
+    code, out, err = run("--unprivileged")
+
+    assert (code, err) == (0, "")
+    assert "every collected frame equals the original: " in out
+    assert "NO " not in out
+
+
+def test_without_namespaces_what_is_not_true_is_told() -> None:
+    code, out, _ = run("--unprivileged", change="routed.SEND += ['--snaplen', '1000']")
+
+    assert code == 1
+    assert "NO   every collected frame equals the original" in out
