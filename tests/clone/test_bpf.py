@@ -244,6 +244,17 @@ def test_shifts_by_more_than_the_word_give_zero(operation: int, distance: int) -
     assert bpf.run(program, from_packets([b"x"])).tolist() == [expected & 0xFFFFFFFF]
 
 
+@pytest.mark.parametrize(("cell", "expected"), [(3, 5), (4, 7), (5, 0)])
+def test_memory_cells_keep_both_registers(cell: int, expected: int) -> None:
+    stores = [(0x00, 0, 0, 5), (0x01, 0, 0, 7), (0x02, 0, 0, 3), (0x03, 0, 0, 4)]
+    load, load_x = (0x60, 0, 0, cell), (0x61, 0, 0, cell)
+    for program in (
+        code(*stores, load, RETURN_A),
+        code(*stores, load_x, (0x87, 0, 0, 0), RETURN_A),
+    ):
+        assert bpf.run(program, from_packets([b"x"] * 3)).tolist() == [expected] * 3
+
+
 def test_indexed_load_does_not_wrap_around() -> None:
     program = code((0x01, 0, 0, 2**32 - 1), (0x50, 0, 0, 1), RETURN_9)
     batch = from_packets([b"abc"])
