@@ -62,6 +62,10 @@ def _sum_runs(
     words: npt.NDArray[np.uint16], first: Column, count: Column
 ) -> npt.NDArray[np.uint64]:
     """Sum ``words[first:first + count]`` for each run; every count > 0."""
+    # reduceat converts the whole of its array before it sums, and its last run goes on to the end
+    lowest = int(first.min())
+    words = words[lowest : int((first + count).max())]
+    first = first - lowest
     bounds = np.empty(2 * len(first), np.int64)
     bounds[0::2] = first
     bounds[1::2] = np.minimum(first + count, len(words) - 1)  # reduceat's bounds are indices
