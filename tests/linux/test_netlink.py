@@ -18,8 +18,10 @@ import uvloop
 
 import lab
 from tunnelbridge.errors import UserError
-from tunnelbridge.linux import links, netlink
-from tunnelbridge.linux.netlink import LinkEvent, LinkMonitor, in_thread, link, route
+from tunnelbridge.linux import netlink
+from tunnelbridge.linux.links import LinkEvent, LinkMonitor
+from tunnelbridge.linux.namespace import in_thread
+from tunnelbridge.linux.netlink import link, route
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -255,37 +257,6 @@ def test_leaving_a_bridge_is_not_the_end_of_a_link(net: tuple[str, str, str, str
     assert not [event for event in watching.seen if event.name == end_a and not event.present]
 
 
-def test_events_the_kernel_dropped_are_made_up_for(net: tuple[str, str, str, str]) -> None:
-    a, *_ = net
-    holding, entered = threading.Event(), threading.Event()
-    told: queue.Queue[LinkEvent] = queue.Queue()
-
-    def slow(event: LinkEvent) -> None:
-        told.put(event)
-        entered.set()
-        assert holding.wait(20)
-
-    lab.run("ip", "-n", a, "link", "add", "early", "type", "bridge")
-    monitor = LinkMonitor(slow)
-    lab.in_namespace(a, monitor.start)
-    monitor._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-    try:
-        lab.run("ip", "-n", a, "link", "set", "early", "mtu", "1400")
-        assert entered.wait(5)  # the thread is held in its callback: what follows queues up
-        for mtu in range(1300, 1340):
-            lab.run("ip", "-n", a, "link", "set", "early", "mtu", str(mtu))
-        lab.run("ip", "-n", a, "link", "delete", "early")
-        lab.run("ip", "-n", a, "link", "add", "late", "type", "bridge")
-        holding.set()
-        wanted = {("early", False), ("late", True)}
-        while wanted:
-            event = told.get(timeout=5)
-            wanted.discard((event.name, event.present))
-    finally:
-        holding.set()
-        monitor.close()
-
-
 def test_closing_is_quick_final_and_repeatable(net: tuple[str, str, str, str]) -> None:
     a, *_ = net
     watching = Events(a)
@@ -324,15 +295,6 @@ def test_all_of_it_works_beside_a_running_uvloop(net: tuple[str, str, str, str])
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(main()).present
-
-
-def test_a_dump_of_many_links_is_complete(net: tuple[str, str, str, str]) -> None:
-    _, b, *_ = net
-    batch = "\n".join(f"link add many{n} type bridge" for n in range(120))
-    lab.run("sh", "-c", f"echo '{batch}' | ip -batch -", ns=b)
-    found = lab.in_namespace(b, links._dump)
-    told = {each["ifindex"]: (each["ifname"], "UP" in each["flags"]) for each in ip(b, "link")}
-    assert {i: (event.name, event.up) for i, event in found.items()} == told
 
 
 def test_no_file_descriptor_is_left_open(net: tuple[str, str, str, str]) -> None:

@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import lab
 import pytest
 from test_transmit import without_capabilities
 
+import lab
 from tunnelbridge.batch import INBOUND
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux import libc, options, receive

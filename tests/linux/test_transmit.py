@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import lab
 import numpy as np
 import pytest
 
+import lab
 from tunnelbridge.batch import Batch, from_packets
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux import libc, options

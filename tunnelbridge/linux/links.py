@@ -1,35 +1,23 @@
-"""Hear from the kernel when interfaces come, go, or change.
+"""Tell when interfaces come, go, and change.
 
-A plain netlink socket in a plain thread: what it needs of rtnetlink(7) is one header and one
-attribute, and unlike an event loop's it tells when the kernel had to drop events (ENOBUFS).
+pyroute2 does not run on uvloop, so its asyncio side has a thread and a stdlib loop of its own here;
+events are told from that thread. Events can be lost under a flood of them (the kernel drops what a full
+socket buffer cannot take), so who must not miss a change also looks once in a while.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import select
+import asyncio
 import socket
-import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-RTMGRP_LINK: Final = 1
-NLMSG_ERROR: Final = 2
-NLMSG_DONE: Final = 3
-RTM_NEWLINK: Final = 16
-RTM_DELLINK: Final = 17
-RTM_GETLINK: Final = 18
-NLM_F_REQUEST_DUMP: Final = 0x301
-IFLA_IFNAME: Final = 3
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.rtnl import RTMGRP_LINK
+
 IFF_UP: Final = 1
-EVENT_BUFFER: Final = 1 << 20
-
-_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
-_ATTRIBUTE: Final = struct.Struct("=HH")  # rtattr: length, type
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +44,47 @@ class LinkMonitor:
         self._callback = callback
         self._known: dict[int, LinkEvent] = {}
         self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Open the netlink socket and begin."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER)
-        self._socket.bind((0, RTMGRP_LINK))
-        self._wake = os.eventfd(0)
-        self._known = _dump()
-        self._thread = threading.Thread(target=self._run, name="link monitor", daemon=True)
+        """Subscribe, then watch in a thread."""
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(ready,), name="link monitor", daemon=True
+        )
         self._thread.start()
+        ready.wait()
 
     def close(self) -> None:
         """End the thread; no callback runs any more afterwards."""
         thread, self._thread = self._thread, None
-        if thread is None:
+        if thread is None or self._loop is None or self._task is None:
             return
-        os.eventfd_write(self._wake, 1)
+        self._loop.call_soon_threadsafe(self._task.cancel)
         if thread is not threading.current_thread():
             thread.join()
-        self._socket.close()
-        os.close(self._wake)
 
-    def _run(self) -> None:
-        poller = select.poll()
-        poller.register(self._socket, select.POLLIN)
-        poller.register(self._wake, select.POLLIN)
-        while self._wake not in dict(poller.poll()):
-            try:
-                events = list(_events(self._socket.recv(1 << 16)))
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                events = self._missed()
-            for event in events:
-                self._tell(event)
+    def _run(self, ready: threading.Event) -> None:
+        try:
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._watch(ready))
+        except asyncio.CancelledError:
+            return
+        finally:
+            ready.set()  # whoever waits in start() must not wait for a thread that failed
+
+    async def _watch(self, ready: threading.Event) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        async with AsyncIPRoute() as netlink:
+            await netlink.bind(RTMGRP_LINK)
+            self._known = await _dump(netlink)
+            ready.set()
+            while True:
+                async for message in netlink.get():
+                    event = _event(message)
+                    if event is not None:
+                        self._tell(event)
 
     def _tell(self, event: LinkEvent) -> None:
         before = self._known.pop(event.index, None)
@@ -100,60 +94,21 @@ class LinkMonitor:
             self._known[event.index] = event
         self._callback(event)
 
-    def _missed(self) -> list[LinkEvent]:
-        """Return events that lead from what was known to what is, after the kernel dropped some."""
-        now = _dump()
-        gone = [
-            LinkEvent(link.name, link.index, present=False, up=False)
-            for link in self._known.values()
-            if link.index not in now
-        ]
-        return [*gone, *now.values()]
 
-
-def _dump() -> dict[int, LinkEvent]:
+async def _dump(netlink: Any) -> dict[int, LinkEvent]:
     """Return all interfaces by index."""
-    request = _HEADER.pack(_HEADER.size + _LINK.size, RTM_GETLINK, NLM_F_REQUEST_DUMP, 1, 0)
-    found: dict[int, LinkEvent] = {}
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.send(request + bytes(_LINK.size))
-        while True:
-            answer = netlink.recv(1 << 16)
-            found |= {event.index: event for event in _events(answer)}
-            if any(kind in (NLMSG_DONE, NLMSG_ERROR) for kind, _ in _messages(answer)):
-                return found
+    events = [_event(message) async for message in await netlink.link("dump")]
+    return {event.index: event for event in events if event is not None}
 
 
-def _events(octets: bytes) -> Iterator[LinkEvent]:
-    """Yield the link events in what one read of a netlink socket returned."""
-    for kind, body in _messages(octets):
-        if kind in (RTM_NEWLINK, RTM_DELLINK):
-            family, _, index, flags, _ = _LINK.unpack_from(body)
-            # AF_BRIDGE messages tell that a port joined or left, not that an interface did
-            if family == socket.AF_UNSPEC:
-                present = kind == RTM_NEWLINK
-                yield LinkEvent(_name(body), index, present, present and bool(flags & IFF_UP))
+def _event(message: Any) -> LinkEvent | None:
+    """Return what a link message tells; None for other messages.
 
-
-def _messages(octets: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and body of each netlink message."""
-    position = 0
-    while position + _HEADER.size <= len(octets):
-        length, kind, *_ = _HEADER.unpack_from(octets, position)
-        yield kind, octets[position + _HEADER.size : position + length]
-        position += _align(max(length, _HEADER.size))
-
-
-def _name(body: bytes) -> str:
-    position = _LINK.size
-    while position + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, position)
-        if kind == IFLA_IFNAME:
-            value = body[position + _ATTRIBUTE.size : position + length]
-            return value.rstrip(b"\0").decode(errors="replace")
-        position += _align(max(length, _ATTRIBUTE.size))
-    return ""
-
-
-def _align(length: int) -> int:
-    return (length + 3) & ~3
+    AF_BRIDGE messages tell that a port joined or left a bridge, not that an interface did.
+    """
+    kind = message.get("event")
+    if kind not in ("RTM_NEWLINK", "RTM_DELLINK") or message["family"] != socket.AF_UNSPEC:
+        return None
+    present = kind == "RTM_NEWLINK"
+    up = present and bool(message["flags"] & IFF_UP)
+    return LinkEvent(message.get_attr("IFLA_IFNAME") or "", message["index"], present, up)

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux import options
-from tunnelbridge.linux.links import LinkEvent, LinkMonitor
-
-__all__ = ["Link", "LinkEvent", "LinkMonitor", "Route", "in_thread", "link", "route"]
-
-T = TypeVar("T")
+from tunnelbridge.linux.namespace import in_thread
 
 IFF_UP: Final = 1
 
@@ -58,25 +52,6 @@ class Route:
     gateway: str | None
     mtu: int
     next_hop_mac: str | None
-
-
-def in_thread(function: Callable[[], T]) -> T:
-    """Call ``function`` in a thread of its own, in our network namespace; return or raise."""
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            result.append(function())
-        except BaseException as error:  # raised again below
-            failure.append(error)
-
-    thread = threading.Thread(target=work, name="netlink")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure.pop()
-    return result[0]
 
 
 def link(name: str) -> Link:
