@@ -31,6 +31,7 @@ _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 class Flows:
     """What was read of n frames; columns of shape (n,)."""
 
+    start: Column
     payload: Column
     """Offset of the packet behind the MAC header and its tags."""
     ethertype: Column
@@ -52,6 +53,7 @@ def read_flows(memory: Octets, start: Column, end: Column) -> Flows:
     """Read MAC, IP and port columns of frames that are at least 14 octets long."""
     inside = ethernet.ethertypes(memory, start, end)
     flows = Flows(
+        start=start,
         payload=inside.payload,
         ethertype=inside.ethertype,
         tag=inside.tag,

@@ -21,7 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import INBOUND, OUTBOUND, Column, Octets
-from tunnelbridge.wire.layer import UNKNOWN, Clones, Kind, Layer, layer, refuse, table
+from tunnelbridge.wire.layer import (
+    UNKNOWN,
+    Clones,
+    Kind,
+    Layer,
+    layer,
+    original_length,
+    refuse,
+    table,
+)
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
 
@@ -82,7 +91,7 @@ def patch(rows: npt.NDArray[Any], clones: Clones, beyond: Column) -> None:
     if "original_length" not in (rows.dtype.names or ()):
         return
     rows["option_sequence"] = clones.sequence & 0xFFFFFFFF
-    rows["original_length"] = np.minimum(clones.batch.wire_length, 0xFFFF)
+    rows["original_length"] = np.minimum(original_length(clones, beyond), 0xFFFF)
     rows["seconds"] = (clones.batch.timestamp // 1_000_000_000) & 0xFFFFFFFF
     rows["nanoseconds"] = clones.batch.timestamp % 1_000_000_000
 

@@ -132,3 +132,12 @@ class Clones:
     sequence: Column
     ethertype: Column
     """Of what the tunnel carries, for tunnels of bare IP."""
+
+
+def original_length(clones: Clones, beyond: Column) -> Column:
+    """Return the frames' lengths before anything was cut, for the innermost header.
+
+    ``beyond`` counts the octets behind that header: the clone, and in front of it what replaces the
+    frame's first octets, which ``clones`` no longer has.
+    """
+    return clones.batch.wire_length + beyond - clones.length

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import Column, Octets
-from tunnelbridge.wire.layer import UNKNOWN, Clones, Kind, Layer, layer, refuse
+from tunnelbridge.wire.layer import UNKNOWN, Clones, Kind, Layer, layer, original_length, refuse
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
 
@@ -45,7 +45,7 @@ def template(with_length: bool = False) -> npt.NDArray[np.void]:
 def patch(rows: npt.NDArray[Any], clones: Clones, beyond: Column) -> None:
     """Write the original length, where the tunnel tells it."""
     if "original" in (rows.dtype.names or ()):
-        rows["original"] = np.minimum(clones.batch.wire_length, 0xFFFF)
+        rows["original"] = np.minimum(original_length(clones, beyond), 0xFFFF)
 
 
 def decode(memory: Octets, start: Column, end: Column) -> Layer:

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from tunnelbridge.batch import Column, Flags, Octets
+from tunnelbridge.batch import Column, Octets
 from tunnelbridge.wire import (
     erspan2,
     erspan3,
@@ -64,7 +64,8 @@ _DECODERS: Final[dict[int, Decoder]] = {
     Kind.ICMP: icmp.decode,
 }
 _PAYLOAD: Final = np.isin(np.arange(256), PAYLOADS)
-_IP: Final = np.isin(np.arange(256), (Kind.IPV4, Kind.IPV6))
+_OWN: Final = np.isin(np.arange(256), (Kind.ETHERNET, Kind.IPV4, Kind.IPV6))
+"""Headers of the innermost payload itself, which are read however deep it is."""
 _FOLLOWED: Final = np.isin(np.arange(256), [*_DECODERS.keys() - {Kind.ICMP}, Kind.UDP])
 
 
@@ -123,6 +124,8 @@ def walk(
         for group in groups:
             current = int(group.kind[0])
             found = _decode(memory, group.start, group.end, current, ports)
+            if current != Kind.ETHERNET and (group.depth >= levels).any():
+                found.kind[group.depth >= levels] = Kind.NONE  # no further tunnel
             index = slice(None) if group.index is None else group.index
             yield Step(index, current, group.start, found)
             following += _go_on(group, found, current, levels, searching)
@@ -140,7 +143,7 @@ def _go_on(group: _Group, found: Layer, current: int, levels: int, searching: bo
     if searching and found.first_fragment is not None:
         good |= found.first_fragment & (found.reason == Reason.IP_FRAGMENT)
     go_on = good & (_FOLLOWED[found.kind] | (searching & (found.kind == Kind.ICMP)))
-    go_on &= (depth < levels) | ((depth == levels) & _is_own_header(current, found.kind))
+    go_on &= (depth < levels) | ((depth == levels) & _OWN[found.kind])
     rest = _Group(group.index, found.payload, found.end, found.kind, depth)
     if not go_on.any():
         return []
@@ -155,11 +158,3 @@ def _decode(memory: Octets, start: Column, end: Column, kind: int, ports: Codes)
         return udp.decode(memory, start, end, ports)
     decoder = _DECODERS.get(kind)
     return layer(start, end) if decoder is None else decoder(memory, start, end)
-
-
-def _is_own_header(current: int, following: Codes) -> Flags:
-    """Tell which next headers belong to the innermost payload itself: its MAC and IP header."""
-    if current in (Kind.IPV4, Kind.IPV6):
-        return np.zeros(len(following), np.bool_)
-    own: Flags = _IP[following] | (following == Kind.ETHERNET)
-    return own
