@@ -24,7 +24,7 @@ from tunnelbridge.config import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.ledger import SenderLedger, told
 from tunnelbridge.linux.libpcap import compile_filter
-from tunnelbridge.linux.links import LinkEvent, LinkMonitor
+from tunnelbridge.linux.links import LinkMonitor
 from tunnelbridge.linux.netlink import link
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.replay import parse_speed, replay
@@ -118,7 +118,7 @@ class Sender:
         finally:
             ticker.cancel()
             for tunnel in self.tunnels:
-                tunnel.socket.close()
+                tunnel.close()
             self._line.clear()
 
     def _end(self, reason: str) -> None:
@@ -134,7 +134,7 @@ class Sender:
 
     async def _send_interfaces(self, loop: asyncio.AbstractEventLoop) -> None:
         monitor = LinkMonitor(
-            lambda event: _quietly(loop.call_soon_threadsafe, self._on_link, loop, event)
+            lambda event: _quietly(loop.call_soon_threadsafe, self._on_link, loop, event.name)
         )
         try:
             for source in self._sources:
@@ -166,16 +166,16 @@ class Sender:
         if self.pipeline.is_done:
             self._end("count")
 
-    def _on_link(self, loop: asyncio.AbstractEventLoop, event: LinkEvent) -> None:
+    def _on_link(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         """Follow an interface that vanishes and comes back under the same name."""
         for source in self._sources:
-            if source.name != event.name or self._stop.is_set():
+            if source.name != name or self._stop.is_set() or not source.is_stale():
                 continue
-            if not event.present:
-                self._log.warning("interface is gone, waiting for it", interface=event.name)
+            if source.ring is not None:
+                self._log.warning("interface is gone, waiting for it", interface=name)
                 source.read()
                 self._unlisten(loop, source)
-            elif source.ring is None and source.reattach():
+            if source.is_stale() and source.reattach():
                 self._listen(loop, source)
 
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -195,9 +195,10 @@ class Sender:
             await asyncio.sleep(TICK)
             for source in self._sources:
                 source.count_drops()
+                self._on_link(asyncio.get_running_loop(), source.name)  # events can be lost
             for tunnel in self.tunnels:
                 with contextlib.suppress(UserError):  # no route now: sending counts it
-                    tunnel.refresh_path_mtu()
+                    tunnel.refresh()
             self._show_rate()
 
     def _show_rate(self) -> None:

@@ -11,6 +11,7 @@ from tunnelbridge.ledger import SenderLedger
 from tunnelbridge.linux.libc import Program
 from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
 from tunnelbridge.linux.ring import Ring
+from tunnelbridge.linux.tpacket import find_interface, interface_index
 from tunnelbridge.pipeline import Pipeline
 
 Direction = Literal["both", "in", "out"]
@@ -31,6 +32,7 @@ class InterfaceSource:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._seen = 0
         self._dropped = 0
+        self._index: int | None = None
         self.ring: Ring | None = None
 
     def attach(self) -> Ring:
@@ -39,7 +41,12 @@ class InterfaceSource:
             self.name, program=self._program(), ignore_outgoing=self._direction == "in"
         )
         self._seen = self._dropped = 0
+        self._index = interface_index(self.name)
         return self.ring
+
+    def is_stale(self) -> bool:
+        """Tell whether the interface of this name is another one now, or is there again, or gone."""
+        return self._index != find_interface(self.name)
 
     def _program(self) -> Program:
         return refuse_marked(
@@ -76,6 +83,7 @@ class InterfaceSource:
     def detach(self) -> None:
         """Close the ring; what could not be read any more counts as dropped."""
         ring, self.ring = self.ring, None
+        self._index = None
         if ring is None:
             return
         packets, drops = ring.statistics()

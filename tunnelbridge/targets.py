@@ -99,7 +99,7 @@ def open_tunnel(target: Target, default: MtuPolicy, snaplen: int | None) -> Tunn
     policy = target.spec.mtu or default
     may_cut = snaplen is not None or policy is MtuPolicy.TRUNCATE
     stack = target.encapsulation(may_cut)
-    return Tunnel(target.name, stack, _open_socket(target, stack), policy, target.ip_header)
+    return Tunnel(target.name, stack, lambda: _open_socket(target, stack), policy, target.ip_header)
 
 
 def _open_socket(target: Target, stack: Encapsulation) -> TunnelSocket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from tunnelbridge.wire.reasons import Reason
 
 MAC_OCTETS: Final = 6
 LARGEST_OUTER: Final = 65535
+SOURCE_GONE: Final = "einval"
 
 
 @dataclass(slots=True)
@@ -47,24 +49,27 @@ class Tunnel:
     """Clones frames into one tunnel.
 
     ``encapsulation`` makes the outer headers (its suffix, if any, replaces the destination MAC);
-    ``policy`` says what happens to a clone that does not fit ``path_mtu``.
+    ``open_socket`` opens what carries them, again when the host's address changed; ``policy`` says
+    what happens to a clone that does not fit ``path_mtu``.
     """
 
     def __init__(
         self,
         name: str,
         encapsulation: Encapsulation,
-        socket: TunnelSocket,
+        open_socket: Callable[[], TunnelSocket],
         policy: MtuPolicy,
         ip_header: int,
     ) -> None:
         self.ledger = TunnelLedger(name)
         self.encapsulation = encapsulation
-        self.socket = socket
         self.policy = policy
         self.ip_header = ip_header
-        self.path_mtu = socket.path_mtu()
+        self._open_socket = open_socket
+        self._socket = open_socket()
+        self.path_mtu = self._socket.path_mtu()
         self._sequence = 0
+        self._source_gone = 0
 
     @property
     def overhead(self) -> int:
@@ -93,7 +98,7 @@ class Tunnel:
             ethertype=frames.ethertype,
         )
         self._sequence += count
-        sent = self.socket.send(self.encapsulation.rows(clones), batch)
+        sent = self._socket.send(self.encapsulation.rows(clones), batch)
         ledger = self.ledger
         ledger.clones += count
         ledger.sent += sent.packets
@@ -103,9 +108,22 @@ class Tunnel:
         ledger.queue_dropped += sent.errors.pop("queue-full", 0)
         ledger.errors.update(sent.errors)
 
-    def refresh_path_mtu(self) -> None:
-        """Ask the route again for its MTU; route changes and learned path MTUs show here."""
-        self.path_mtu = self.socket.path_mtu()
+    def refresh(self) -> None:
+        """Follow the network: the route's MTU, and the outer source address.
+
+        A socket keeps the source address it was connected with; once the host has lost that address
+        the kernel refuses every packet (EINVAL), and a new socket gets the present one.
+        """
+        if self.ledger.errors[SOURCE_GONE] > self._source_gone:
+            self._source_gone = self.ledger.errors[SOURCE_GONE]
+            fresh = self._open_socket()
+            self._socket.close()
+            self._socket = fresh
+        self.path_mtu = self._socket.path_mtu()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
     def _strip_ethernet(self, frames: Frames) -> Frames:
         """Keep IP packets only, without their MAC headers."""

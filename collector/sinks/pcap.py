@@ -17,7 +17,7 @@ import structlog
 
 from collector.ledger import SinkLedger
 from tunnelbridge.batch import Batch
-from tunnelbridge.linux.pcap_writer import PcapWriter, open_pcap
+from tunnelbridge.linux.pcap_writer import RECORD, PcapWriter, open_pcap
 from tunnelbridge.linux.receive import Slab
 from tunnelbridge.wire.octets import ragged
 
@@ -25,6 +25,7 @@ QUEUED_SLABS: Final = 4
 """Fewer than there are slabs, so that receiving always finds a free one."""
 QUEUED_OCTETS: Final = 32 << 20
 SMALL: Final = 64 << 10
+RECORD_HEADER: Final = RECORD.itemsize
 
 
 class PcapSink:
@@ -79,7 +80,7 @@ class PcapSink:
                 self._slabs.release()
             self._written(octets)
             self.ledger.delivered += result.packets
-            self.ledger.octets += result.octets
+            self.ledger.octets += result.octets - result.packets * RECORD_HEADER
             if result.error:
                 self._drop(result.error, len(frames) - result.packets)
             self._tell(result.error or "")

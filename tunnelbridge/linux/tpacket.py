@@ -63,6 +63,14 @@ def interface_index(name: str) -> int:
         raise UserError(f"no interface named {name} (there are: {there})") from None
 
 
+def find_interface(name: str) -> int | None:
+    """Return an interface's index, None where there is no such interface now."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return None
+
+
 def open_socket(interface: str, program: libc.Program, ignore_outgoing: bool) -> socket.socket:
     """Return a promiscuous packet socket with its filter, not bound yet: it hears nothing.
 
