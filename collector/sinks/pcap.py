@@ -17,7 +17,7 @@ import structlog
 
 from collector.ledger import SinkLedger
 from tunnelbridge.batch import Batch
-from tunnelbridge.linux.pcap_writer import RECORD, PcapWriter, open_pcap
+from tunnelbridge.linux.pcap_writer import RECORD_HEADER, PcapWriter, open_pcap
 from tunnelbridge.linux.receive import Slab
 from tunnelbridge.wire.octets import ragged
 
@@ -25,7 +25,6 @@ QUEUED_SLABS: Final = 4
 """Fewer than there are slabs, so that receiving always finds a free one."""
 QUEUED_OCTETS: Final = 32 << 20
 SMALL: Final = 64 << 10
-RECORD_HEADER: Final = RECORD.itemsize
 
 
 class PcapSink:
@@ -80,7 +79,7 @@ class PcapSink:
                 self._slabs.release()
             self._written(octets)
             self.ledger.delivered += result.packets
-            self.ledger.octets += result.octets - result.packets * RECORD_HEADER
+            self.ledger.octets += result.octets - result.packets * RECORD_HEADER.itemsize
             if result.error:
                 self._drop(result.error, len(frames) - result.packets)
             self._tell(result.error or "")
