@@ -62,21 +62,20 @@ def test_every_frame_equals_the_original_across_a_router() -> None:
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    "change",
     [
-        ("routed.SEND += ['--snaplen', '1000']", "NO   every collected frame equals the original"),
-        ("routed.SEND += ['--direction', 'in']", "NO   every collected frame equals the original"),
-        ("routed.MEMBER_MAC = '02:00:0a:0a:0a:0b'; routed.compare.readdressed = lambda f, mac: f",
-         "NO   every collected frame equals the original"),
-        ("routed.SEND += ['--to', 'gre://198.51.100.7?key=5']", "NO   every collected frame"),
+        pytest.param("routed.SEND += ['--snaplen', '1000']", id="cut short"),
+        pytest.param("routed.SEND += ['--direction', 'in']", id="one direction missing"),
+        pytest.param("routed.SEND += ['--to', 'gre://198.51.100.7?key=5']", id="twice"),
+        pytest.param("routed.compare.readdressed = lambda frames, mac: frames", id="other MAC"),
     ],
-)  # fmt: skip
-def test_what_is_not_true_is_told(change: str, complaint: str) -> None:
+)
+def test_what_is_not_true_is_told(change: str) -> None:
     need(*TOOLS)
     code, out, _ = run(change=change)
 
     assert code == 1
-    assert complaint in out
+    assert "NO   every collected frame equals the original" in out
     assert "It is NOT all true." in out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,11 @@ def test_an_unknown_purpose_is_a_usage_error(checkout: Path, arguments: tuple[st
 
 
 def test_an_old_python_is_told_and_what_to_do(checkout: Path) -> None:
-    old = interpreter(checkout, '[ "$1" = --version ] && echo Python 3.10.12; exit 1')
+    old = interpreter(
+        checkout,
+        '[ "$1" = --version ] && echo Python 3.10.12 && exit\n'
+        f'exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 12); exec(sys.argv[1])" "$2"',
+    )
 
     done = setup(checkout, "run", PYTHON=old)
 
