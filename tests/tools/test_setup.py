@@ -65,7 +65,7 @@ def test_an_old_python_is_told_and_what_to_do(checkout: Path) -> None:
     old = interpreter(
         checkout,
         '[ "$1" = --version ] && echo Python 3.10.12 && exit\n'
-        f'exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 12); exec(sys.argv[1])" "$2"',
+        f"exec {sys.executable} -c 'import sys; sys.version_info = (3, 10); exec(sys.argv[1])' \"$2\"",
     )
 
     done = setup(checkout, "run", PYTHON=old)
