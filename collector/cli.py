@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunnelbridge.cli import Count, Duration, Stats, Verbose, run
+from tunnelbridge.command_line import Count, Duration, Stats, Verbose, run
 
 app = typer.Typer(
     help="Collect mirrored traffic: take the tunnels off and hand out the frames.",
