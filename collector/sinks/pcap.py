@@ -1,8 +1,9 @@
 """The pcap sink: a writer thread behind a bounded queue, so a stalled disk stalls nobody else.
 
-Large batches are queued where they were received and keep their slab from being used again; small
-ones are copied, so that single packets at night do not hold whole slabs. What does not fit in the
-queue is dropped and counted.
+Large batches are queued where they were received and keep their slab from being used again. Small
+ones are copied, so that single packets at night do not hold whole slabs; so are those that come when
+too many slabs are held already, because a slab that is queued may be far from full. What does not
+fit in the queue is dropped and counted.
 """
 
 from __future__ import annotations
@@ -54,14 +55,11 @@ class PcapSink:
                 self._octets += octets
         if full:
             self._drop("queue-full", len(frames))
-        elif octets < SMALL:
-            self._queue.put((_copy(frames), None, octets))
-        elif self._slabs.acquire(blocking=False):
+        elif octets >= SMALL and self._slabs.acquire(blocking=False):
             slab.retain()
             self._queue.put((frames, slab, octets))
         else:
-            self._written(octets)
-            self._drop("queue-full", len(frames))
+            self._queue.put((_copy(frames), None, octets))
 
     def close(self) -> None:
         """Write what is queued and close the file."""

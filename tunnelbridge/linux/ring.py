@@ -51,8 +51,8 @@ class Ring:
         *,
         program: libc.Program,
         ignore_outgoing: bool = False,
-        block_size: int = 1 << 19,
-        blocks: int = 64,
+        block_size: int = 1 << 18,
+        blocks: int = 256,
         retire_ms: int = 2,
     ) -> None:
         self.interface = interface
