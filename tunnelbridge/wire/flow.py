@@ -2,7 +2,8 @@
 
 The hash is equal for both directions of a flow (both endpoints are hashed by themselves and their
 sum is mixed), so that ECMP, RSS and a pool of analysers keep the halves of a connection together.
-Fragments hash by their addresses alone, because only the first one has ports.
+Fragments hash by their addresses alone, because only the first one has ports; frames without a whole
+IP header by their MAC addresses.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tunnelbridge.batch import Column, Flags, Octets
 from tunnelbridge.wire import ethernet, ipv4, ipv6
 from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind, Layer
 from tunnelbridge.wire.octets import load
+from tunnelbridge.wire.reasons import Reason
 
 ADDRESSES6: Final = np.dtype([("source", ">u8", 2), ("destination", ">u8", 2)])
 MACS: Final = np.dtype([("high", ">u8"), ("low", ">u4")])
@@ -87,13 +89,14 @@ def _read_ipv4(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
     found = ipv4.decode(memory, at, until)
     ported = (found.reason == 0) & _HAS_PORTS[header["protocol"]]
     _keep(flows, chosen, found)
-    return _endpoints(
+    mixed = _endpoints(
         memory,
         header["source"].astype(np.uint64),
         header["destination"].astype(np.uint64),
         found.payload,
         ported & (found.payload + 4 <= found.end),
     )
+    return _or_macs(memory, flows.start[chosen], found, mixed)
 
 
 def _read_ipv6(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
@@ -103,13 +106,14 @@ def _read_ipv6(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
     next_header = memory[np.minimum(at + 6, memory.size - 1)]
     ported = (found.reason == 0) & _HAS_PORTS[next_header]
     _keep(flows, chosen, found)
-    return _endpoints(
+    mixed = _endpoints(
         memory,
         _fold6(addresses["source"]),
         _fold6(addresses["destination"]),
         found.payload,
         ported & (found.payload + 4 <= found.end),
     )
+    return _or_macs(memory, flows.start[chosen], found, mixed)
 
 
 def _keep(flows: Flows, chosen: slice | Column, found: Layer) -> None:
@@ -142,6 +146,14 @@ def _endpoints(
     source_port = np.where(ported, ports["source"], 0).astype(np.uint64) << shift
     destination_port = np.where(ported, ports["destination"], 0).astype(np.uint64) << shift
     return _mix(source ^ source_port) + _mix(destination ^ destination_port)
+
+
+def _or_macs(memory: Octets, start: Column, found: Layer, mixed: Words) -> Words:
+    """Replace the hashes of frames whose IP header was refused, in place."""
+    refused = np.flatnonzero((found.reason != 0) & (found.reason != Reason.IP_FRAGMENT))
+    if refused.size:
+        mixed[refused] = _mac_pairs(memory, start[refused])
+    return mixed
 
 
 def _mac_pairs(memory: Octets, start: Column) -> Words:

@@ -78,8 +78,9 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     fragments = header["fragment"] & FRAGMENT_BITS
     if fragments.any():
         refuse(found, fragments != 0, Reason.IP_FRAGMENT)
+        is_fragment = found.reason == Reason.IP_FRAGMENT
         identification = header["identification"].astype(np.int64)
-        found.fragment = np.where(fragments != 0, identification, UNKNOWN)
-        found.first_fragment = fragments == MORE_FRAGMENTS
+        found.fragment = np.where(is_fragment, identification, UNKNOWN)
+        found.first_fragment = is_fragment & (fragments == MORE_FRAGMENTS)
     found.kind = PROTOCOLS[header["protocol"]]
     return found
