@@ -32,8 +32,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 
 import compare
+import truth
 from netlab import Lab, inside
-from process import Process, wait_until
+from process import LabError, Process, wait_until
+
+__all__ = ["Lab", "LabError", "Process", "compare", "inside", "truth", "wait_until"]
 
 SEND = [sys.executable, "-m", "tunnelbridge.cli", "send"]
 CHECK = [sys.executable, "-m", "tunnelbridge.cli", "check"]
@@ -183,10 +186,8 @@ def collected(path: Path, count: int, seconds: float = 8) -> list[compare.Frame]
         frames[:] = compare.read(path)
         return len(frames) >= count
 
-    try:
+    with contextlib.suppress(LabError):  # the caller's comparison says what is missing
         wait_until(enough, seconds, f"{count} frames", every=0.02)
-    except Exception:  # the caller's comparison says what is missing
-        return frames
     return frames
 
 

@@ -7,11 +7,7 @@ from dataclasses import dataclass
 
 import live
 import pytest
-from live import FAR4, FAR6, HOST4, HOST6, MIRRORED, Net, as_frames, remote
-
-import truth  # isort: skip  (live puts netns-lab on the path)
-from netlab import Lab  # isort: skip
-from process import wait_until  # isort: skip
+from live import FAR4, FAR6, HOST4, HOST6, MIRRORED, Lab, Net, as_frames, remote, truth, wait_until
 
 pytestmark = pytest.mark.usefixtures("root")
 
