@@ -62,7 +62,7 @@ class Encapsulation:
         Valid until the next call.
         """
         count = len(clones.length)
-        if count > len(self._rows):
+        if count > len(self._rows) or not self._views:
             self._grow(count)
         beyond = clones.length + len(self.suffix) + self.overhead
         for header, view in zip(self.headers, self._views, strict=True):
