@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -131,19 +131,18 @@ class Tunnel:
         if not is_ip.all():
             self.ledger.refused[Reason.NOT_IP.slug] += int((~is_ip).sum())
             frames = frames.select(np.flatnonzero(is_ip))
-        frames.batch = frames.batch.skip(frames.header_length)
-        return frames
+        return replace(frames, batch=frames.batch.skip(frames.header_length))  # others see them too
 
     def _fit(self, batch: Batch) -> tuple[Batch, Flags]:
         """Cut what the policy cuts; tell which clones are not whole."""
         if self.policy is MtuPolicy.TRUNCATE:
-            batch = batch.cut(self.path_mtu - self.overhead)
+            batch = batch.cut(max(self.path_mtu - self.overhead, ethernet.HEADER.itemsize))
         return batch, batch.total_length < batch.wire_length
 
     def _drop_oversize(self, batch: Batch) -> Column | None:
-        """Apply the policies that do not cut; None when all clones stay."""
+        """Refuse what is too long still; None when all clones stay."""
         outer = batch.total_length + self.overhead
-        limit = self.path_mtu if self.policy is MtuPolicy.DROP else LARGEST_OUTER
+        limit = LARGEST_OUTER if self.policy is MtuPolicy.FRAGMENT else self.path_mtu
         oversize = outer > limit
         if self.policy is MtuPolicy.FRAGMENT:
             self.ledger.fragmented += int(((outer > self.path_mtu) & ~oversize).sum())
