@@ -73,7 +73,7 @@ class Demo:
         self.collector = self.lab.start("collector", listen, net.collector, ready="listening")
         self.tap, self.on_tap = truth.capture(self.lab, "mon0", net.collector, "mon0")
 
-        # on one processor: a veth pair delivers on the one that sends, so two would mix up the order
+        # on one processor, as the traffic: from two the frames could overtake each other (traffic.py)
         stay = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
         send = [*stay, *SEND, "-i", topology.MIRRORED, "--to", MEMBER]
         send += ["--arp", f"{MEMBER}={MEMBER_MAC}", "--fdb", f"{MEMBER_MAC}={TUNNEL}"]

@@ -2,11 +2,15 @@
 
 A mark is a datagram with a text of its own from the client to the host. Marks tell where in a
 capture the interesting part begins and ends, and that everything before has been captured.
+
+Both sides stay on one processor. A veth pair has a queue for each: with two, the frames of one
+connection overtake each other, and not in the same way for everyone who looks at the interface.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import socket
 import threading
@@ -23,6 +27,11 @@ INDEX = b"<h1>The host behind the mirrored interface</h1>\n"
 def content(octets: int, seed: int = 1) -> bytes:
     """Return octets that compress badly and are the same each time."""
     return random.Random(seed).randbytes(octets)
+
+
+def stay_on_one_processor() -> None:
+    """Keep the calling thread, and threads it starts, on the first processor it may use."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 class Site(ThreadingHTTPServer):
@@ -59,8 +68,12 @@ class Host:
         # never read: it is there so that marks raise no "port unreachable"
         self.marks = inside(namespace, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
         self.marks.bind(("0.0.0.0", MARK_PORT))
-        self._thread = threading.Thread(target=self.site.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        stay_on_one_processor()
+        self.site.serve_forever(poll_interval=0.02)
 
     def close(self) -> None:
         """End the server and close its sockets, which would keep the namespace alive."""
@@ -90,6 +103,7 @@ def post(host: str, octets: int) -> str:
 
 def mark(host: str, text: str) -> bytes:
     """Send a mark; return the octets to look for. Call it inside the client."""
+    stay_on_one_processor()
     octets = f"tunnelbridge mark: {text};".encode()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(octets, (host, MARK_PORT))
@@ -97,6 +111,7 @@ def mark(host: str, text: str) -> bytes:
 
 
 def _exchange(host: str, method: str, path: str, body: bytes | None = None) -> bytes:
+    stay_on_one_processor()
     connection = HTTPConnection(host, PORT, timeout=10)
     try:
         connection.request(method, path, body)

@@ -4,8 +4,7 @@
 the kernel itself segments super-packets and finishes checksums there; ``tcpdump`` writes what leaves.
 The interface that is judged keeps its offloads.
 
-What leaves, not what arrives: a veth pair delivers on the processor that has sent, so two processors
-could mix up the frames on the way to the other end.
+What leaves, not what arrives: on the way to the other end two processors could mix up the frames.
 """
 
 from __future__ import annotations
