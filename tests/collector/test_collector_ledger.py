@@ -1,0 +1,89 @@
+"""The collector's counters: what balances, what does not, and how they are written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from collector.ledger import CollectorLedger, SinkLedger, StreamLedger
+
+
+def ledger() -> CollectorLedger:
+    """Return a ledger that balances, with something in every bucket."""
+    return CollectorLedger(
+        received=10,
+        socket_dropped=99,
+        rejected=Counter({"not-allowed": 2, "vxlan-short": 1}),
+        decapsulated=7,
+        sinks=[
+            SinkLedger("pcap x", 5, 300, Counter({"queue-full": 2})),
+            SinkLedger("tap y", 7, 420),
+        ],
+    )
+
+
+def test_balance() -> None:
+    assert CollectorLedger().balances()
+    assert ledger().balances()
+
+
+@pytest.mark.parametrize("bucket", ["received", "decapsulated"])
+def test_one_too_many_does_not_balance(bucket: str) -> None:
+    wrong = ledger()
+    setattr(wrong, bucket, getattr(wrong, bucket) + 1)
+    assert not wrong.balances()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_frame_that_a_sink_does_not_account_for(which: int) -> None:
+    wrong = ledger()
+    wrong.sinks[which].delivered += 1
+    assert not wrong.balances()
+
+    wrong = ledger()
+    wrong.sinks[which].dropped["queue-full"] += 1
+    assert not wrong.balances()
+
+
+def test_a_rejected_one_too_many() -> None:
+    wrong = ledger()
+    wrong.rejected["vxlan-short"] += 1
+    assert wrong.as_dict("x", [])["balanced"] is False
+
+
+def test_json_holds_every_counter() -> None:
+    stream = StreamLedger("192.0.2.1", "vxlan", None, 7, 720, 1, 2, 3, 4, 5)
+
+    assert json.loads(json.dumps(ledger().as_dict("collector listen", [stream]))) == {
+        "program": "collector listen",
+        "received": 10,
+        "socket_dropped": 99,
+        "rejected": {"not-allowed": 2, "vxlan-short": 1},
+        "decapsulated": 7,
+        "streams": [
+            {
+                "source": "192.0.2.1",
+                "encapsulation": "vxlan",
+                "identifier": None,
+                "packets": 7,
+                "octets": 720,
+                "truncated": 1,
+                "lost": 2,
+                "reordered": 3,
+                "duplicate": 4,
+                "restarts": 5,
+            }
+        ],
+        "sinks": [
+            {
+                "name": "pcap x",
+                "delivered": 5,
+                "octets": 300,
+                "dropped": {"queue-full": 2},
+            },
+            {"name": "tap y", "delivered": 7, "octets": 420, "dropped": {}},
+        ],
+        "balanced": True,
+    }
