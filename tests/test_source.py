@@ -1,0 +1,227 @@
+"""A mirrored interface: its packets, the kernel's drops, and how it comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import outer
+import pytest
+import recording
+
+import lab
+from tunnelbridge import source
+from tunnelbridge.clone.guard import LoopGuard
+from tunnelbridge.errors import UserError
+from tunnelbridge.linux.ring import Ring
+from tunnelbridge.pipeline import Pipeline
+from tunnelbridge.source import Direction, InterfaceSource
+
+pytestmark = pytest.mark.usefixtures("root")
+
+
+def numbered(number: int) -> bytes:
+    packet = outer.ipv4(outer.udp(number.to_bytes(8), 1, 2), 17, "10.0.0.1", "10.0.0.2")
+    return outer.frame(packet)
+
+
+@dataclass
+class Mirrored:
+    """An interface in a namespace, what feeds it, and what was cloned of it."""
+
+    ns: str
+    near: str
+    far: str
+    source: InterfaceSource
+    pipeline: Pipeline
+    clones: recording.RecordingSocket
+
+    def inside(self, function: object, *args: object) -> object:
+        return lab.in_namespace(self.ns, function, *args)
+
+    def send(self, *octets: bytes, end: str = "") -> None:
+        def work() -> None:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+                sock.bind((end or self.far, 0))
+                for each in octets:
+                    sock.send(each)
+
+        self.inside(work)
+
+    def captured(self, packets: int) -> None:
+        """Wait until the ring has seen this many packets."""
+        ring = self.source.ring
+        assert ring is not None
+        lab.until(lambda: ring.statistics()[0] >= packets, what=f"{packets} packets in the ring")
+
+    def read(self, clones: int) -> None:
+        """Read until this many clones were made."""
+
+        def enough() -> bool:
+            self.source.read()
+            return len(self.clones.packets) >= clones
+
+        lab.until(enough, what=f"{clones} clones")
+
+    @property
+    def cloned(self) -> list[bytes]:
+        return [packet[4:] for packet in self.clones.packets]
+
+
+@contextlib.contextmanager
+def mirrored(expression: str = "", direction: Direction = "both") -> Iterator[Mirrored]:
+    tunnel, clones = recording.tunnel("gre://192.0.2.9")
+    pipeline = Pipeline([tunnel], LoopGuard([]))
+    with lab.namespace() as ns, lab.veth(ns, ns) as (near, far):
+        each = InterfaceSource(near, expression, direction, pipeline)
+        try:
+            yield Mirrored(ns, near, far, each, pipeline, clones)
+        finally:
+            each.detach()
+
+
+@pytest.fixture
+def small_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make rings of four blocks, which overflow soon."""
+    monkeypatch.setattr(source, "Ring", functools.partial(Ring, blocks=4, block_size=4096))
+
+
+@pytest.mark.parametrize(
+    ("expression", "direction", "expected"),
+    [
+        ("", "both", [1, 2, 3]),
+        ("", "in", [1, 3]),
+        ("", "out", [2]),
+        ("udp dst port 2 and not ether[49] = 1", "both", [2, 3]),
+    ],
+)
+def test_filter_and_direction(expression: str, direction: Direction, expected: list[int]) -> None:
+    with mirrored(expression, direction) as here:
+        here.inside(here.source.attach)
+        here.send(numbered(1))
+        here.send(numbered(2), end=here.near)
+        here.send(numbered(3))
+        here.read(len(expected))
+
+        assert here.cloned == [numbered(number) for number in expected]
+        assert here.pipeline.ledger.balances()
+
+
+def test_no_such_interface() -> None:
+    with mirrored() as here:
+        here.source.name = "nosuch0"
+        with pytest.raises(UserError, match="nosuch0"):
+            here.inside(here.source.attach)
+        assert here.source.ring is None
+        here.source.read()  # nothing to read is no error
+        assert not here.source.pending()
+
+
+def test_the_kernels_drops_are_counted_once(small_ring: None) -> None:
+    with mirrored() as here:
+        here.inside(here.source.attach)
+        ledger = here.pipeline.ledger
+        here.send(*[numbered(number) for number in range(1000)])
+        here.captured(1000)
+        here.source.count_drops()
+        here.source.count_drops()
+        dropped = ledger.kernel_dropped
+        assert 0 < dropped < 1000
+        assert ledger.received == dropped
+
+        lab.until(lambda: (here.source.read(), not here.source.pending())[1], what="all read")
+
+        assert ledger.kernel_dropped == dropped
+        assert ledger.cloned == len(here.cloned) == 1000 - dropped
+        assert here.cloned == [numbered(number) for number in range(1000 - dropped)]
+        assert ledger.received == 1000
+        assert ledger.balances()
+
+
+def test_what_was_not_read_counts_as_dropped() -> None:
+    with mirrored() as here:
+        here.inside(here.source.attach)
+        here.send(numbered(1), numbered(2))
+        here.read(2)
+        here.send(*[numbered(number) for number in range(7)])
+        here.captured(9)
+        assert here.source.pending()
+
+        here.source.detach()
+        here.source.detach()
+
+        ledger = here.pipeline.ledger
+        assert (ledger.received, ledger.cloned, ledger.kernel_dropped) == (9, 2, 7)
+        assert ledger.balances()
+
+
+def test_a_ring_that_accepts_nothing_more_is_drained() -> None:
+    with mirrored() as here:
+        ring = here.inside(here.source.attach)
+        here.send(numbered(1))
+        here.captured(1)
+        ring.stop()
+        here.send(numbered(2))
+        lab.until(lambda: (here.source.read(), not here.source.pending())[1], what="all read")
+
+        assert here.cloned == [numbered(1)]
+        assert here.pipeline.ledger.received == 1
+
+
+def test_an_interface_that_vanishes_and_comes_back() -> None:
+    with mirrored() as here:
+        assert here.inside(here.source.is_stale)  # not attached yet
+        here.inside(here.source.attach)
+        assert not here.inside(here.source.is_stale)
+        here.send(numbered(1))
+        here.read(1)
+
+        lab.run("ip", "-n", here.ns, "link", "delete", here.near)
+        assert here.inside(here.source.is_stale)
+        here.source.read()
+        here.source.detach()
+        assert not here.inside(here.source.is_stale)  # gone, and known to be
+        assert not here.inside(here.source.reattach)
+        assert here.source.ring is None
+
+        lab.run("ip", "-n", here.ns, "link", "add", here.near, "type", "veth",
+                "peer", "name", here.far)  # fmt: skip
+        for end in (here.near, here.far):
+            lab.run("ip", "-n", here.ns, "link", "set", end, "up")
+        lab.until(lambda: lab.carrier(here.ns, here.near), what="carrier")
+        assert here.inside(here.source.is_stale)
+        assert here.inside(here.source.reattach)
+        assert not here.inside(here.source.is_stale)
+        here.send(numbered(2))
+        here.read(2)
+
+        assert here.cloned == [numbered(1), numbered(2)]
+        assert here.pipeline.ledger.kernel_dropped == 0
+        assert here.pipeline.ledger.balances()
+
+
+def test_another_interface_under_the_same_name_is_noticed() -> None:
+    with mirrored() as here:
+        here.inside(here.source.attach)
+
+        lab.run("ip", "-n", here.ns, "link", "delete", here.near)
+        lab.run("ip", "-n", here.ns, "link", "add", here.near, "type", "veth")
+
+        assert here.inside(here.source.is_stale)
+
+
+def test_an_interface_that_is_down_for_a_while() -> None:
+    with mirrored() as here:
+        ring = here.inside(here.source.attach)
+        lab.run("ip", "-n", here.ns, "link", "set", here.near, "down")
+        here.source.read()
+        assert ring.clear_error() == 0  # read() has seen and cleared it
+        lab.run("ip", "-n", here.ns, "link", "set", here.near, "up")
+        lab.until(lambda: lab.carrier(here.ns, here.near), what="carrier")
+        here.send(numbered(1))
+        here.read(1)
+
+        assert here.cloned == [numbered(1)]
