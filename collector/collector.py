@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -22,7 +22,6 @@ from collector.sinks.tap import TapSink
 from collector.streams import StreamTable
 from tunnelbridge import console
 from tunnelbridge.errors import UserError
-from tunnelbridge.ledger import told
 from tunnelbridge.linux.receive import Datagrams, SlabPool
 from tunnelbridge.wire import udp
 from tunnelbridge.wire.reasons import Reason, count
@@ -182,7 +181,7 @@ class Collector:
         packets, self._last = frames - self._last[0], (frames, octets)
         dropped = sum(sink.dropped.total() for sink in self.ledger.sinks)
         self._line.show(
-            f"{console.rate(packets)}frames/s, {console.rate(bits)}bit/s,"
+            f"{console.rate(packets, 'frames/s')}, {console.rate(bits, 'bit/s')},"
             f" {frames} in all, {self.ledger.rejected.total()} rejected,"
             f" {dropped + self.ledger.socket_dropped} dropped"
         )
@@ -192,28 +191,13 @@ class Collector:
         with contextlib.suppress(UserError):
             console.write_stats(self.options.stats or "-", self.as_dict())
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the ledger as ``--stats`` writes it."""
         return self.ledger.as_dict("collector listen", self.streams.ledgers())
 
     def report(self) -> None:
         """Write the closing ledger: to ``--stats``, and in short to standard error."""
-        ledger = self.ledger
-        self._log.info(
-            "done",
-            reason=self._reason,
-            received=ledger.received,
-            socket_dropped=ledger.socket_dropped,
-            rejected=told(ledger.rejected) or 0,
-            decapsulated=ledger.decapsulated,
-            balanced=ledger.balances(),
-        )
-        for stream in self.streams.ledgers()[:20]:
-            self._log.info("stream", **stream.as_dict())
-        for sink in ledger.sinks:
-            self._log.info(
-                "sink", to=sink.name, delivered=sink.delivered, dropped=told(sink.dropped) or 0
-            )
+        console.report(self.as_dict(), self._reason)
         console.write_stats(self.options.stats, self.as_dict())
 
 

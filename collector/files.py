@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import structlog
 
 from collector.decap import Decapsulated, decapsulate
 from collector.ledger import CollectorLedger, SinkLedger
@@ -22,7 +21,7 @@ from tunnelbridge.batch import Batch, Column, from_packets
 from tunnelbridge.capture.ethernet import as_ethernet
 from tunnelbridge.capture.reader import open_capture
 from tunnelbridge.errors import UserError
-from tunnelbridge.linux.pcap_writer import PcapWriter, open_pcap
+from tunnelbridge.linux.pcap_writer import RECORD_HEADER, PcapWriter, open_pcap
 from tunnelbridge.wire import ethernet, ipv4, ipv6, udp
 from tunnelbridge.wire.layer import Kind
 from tunnelbridge.wire.octets import load
@@ -54,7 +53,7 @@ class FileDecapsulator:
                 for found in self._decapsulate(as_ethernet(captured.batch, captured.linktype)):
                     result = writer.write(found.batch)
                     sink.delivered += result.packets
-                    sink.octets += result.octets
+                    sink.octets += result.octets - result.packets * RECORD_HEADER.itemsize
                     if result.error:
                         raise UserError(f"cannot write {destination}: {result.error}")
         finally:
@@ -140,16 +139,8 @@ def decap(
     console.check_writable(stats)
     work = FileDecapsulator(levels, ports)
     damage = work.run(source, destination)
-    ledger = work.ledger
-    log: structlog.stdlib.BoundLogger = structlog.get_logger()
-    log.info(
-        "done",
-        received=ledger.received,
-        decapsulated=ledger.decapsulated,
-        rejected=dict(ledger.rejected) or 0,
-        streams=len(work.streams.ledgers()),
-        balanced=ledger.balances(),
-    )
-    console.write_stats(stats, ledger.as_dict("collector decap", work.streams.ledgers()))
+    ledger = work.ledger.as_dict("collector decap", work.streams.ledgers())
+    console.report(ledger, "end of file")
+    console.write_stats(stats, ledger)
     if damage:
         raise UserError(f"{source}: {damage}; what came before was decapsulated")

@@ -10,12 +10,15 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from tunnelbridge.errors import UserError
-from tunnelbridge.ledger import as_json
+from tunnelbridge.ledger import as_json, told
+
+ALWAYS_TOLD: Final = ("received", "cloned", "decapsulated", "sent", "delivered", "packets", "lost")
+MOST_LINES: Final = 20
 
 
 def configure_logging(verbose: bool) -> structlog.stdlib.BoundLogger:
@@ -53,12 +56,48 @@ class LiveLine:
         self.show("")
 
 
-def rate(count: float) -> str:
-    """Return a rate in words: ``1.2 M``, ``340 k``, ``12``."""
-    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+def rate(count: float, unit: str) -> str:
+    """Return a number in words: ``1.2 Mbit/s``, ``340 kpackets/s``."""
+    for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= limit:
-            return f"{count / limit:.3g}{unit}"
-    return f"{count:.0f}"
+            return f"{count / limit:.3g} {prefix}{unit}"
+    return f"{count:.0f} {unit}"
+
+
+def report(ledger: Mapping[str, Any], reason: str) -> None:
+    """Write the closing ledger to standard error: lines for people, or JSON log lines."""
+    lists = {name: value for name, value in ledger.items() if isinstance(value, list)}
+    totals = {name: value for name, value in ledger.items() if name not in lists}
+    if not sys.stderr.isatty():
+        logger = structlog.get_logger()
+        logger.info("done", reason=reason, **totals)
+        for name, entries in lists.items():
+            for entry in entries:
+                logger.info(name.removesuffix("s"), **entry)
+        return
+    print(f"{totals.pop('program')}: ended by {reason}", file=sys.stderr)
+    balanced = totals.pop("balanced")
+    print("  " + _in_words(totals), file=sys.stderr)
+    for name, entries in lists.items():
+        for entry in entries[:MOST_LINES]:
+            print(f"  {name.removesuffix('s')} {_in_words(entry)}", file=sys.stderr)
+        if len(entries) > MOST_LINES:
+            print(f"  … and {len(entries) - MOST_LINES} more {name}", file=sys.stderr)
+    if not balanced:
+        print("  THE SUMS DO NOT BALANCE: please report this", file=sys.stderr)
+
+
+def _in_words(entry: Mapping[str, Any]) -> str:
+    """Return ``name: received 4, sent 4``, leaving out what did not happen."""
+    texts = [str(value) for value in entry.values() if isinstance(value, str)]
+    counts = {name: value for name, value in entry.items() if not isinstance(value, str)}
+    words: list[str] = []
+    for name, value in counts.items():
+        if isinstance(value, Mapping):
+            words += [f"{name} {told(value)}"] if value else []
+        elif value or name in ALWAYS_TOLD:
+            words.append(f"{name.replace('_', ' ')} {value}")
+    return ": ".join([" ".join(texts), ", ".join(words)] if texts else [", ".join(words)])
 
 
 def write_stats(destination: str | None, ledger: Mapping[str, Any]) -> None:

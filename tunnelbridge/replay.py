@@ -43,7 +43,7 @@ async def replay(
 ) -> None:
     """Take a capture file through the pipeline; ``advance`` is told the octets read so far."""
     clock = asyncio.get_running_loop().time
-    began, sent, first = clock(), 0, None
+    began, sent, first, offset = clock(), 0, None, 0
     for captured in capture.batches():
         batch = as_ethernet(captured.batch, captured.linktype)
         count = len(batch)
@@ -61,11 +61,12 @@ async def replay(
             if ready > done:
                 pipeline.process(batch.select(np.arange(done, ready)))
                 done = ready
+                advance(offset + (capture.offset - offset) * done // count)
                 await asyncio.sleep(0)
             else:
                 nap = (int(due[done]) - elapsed) / NANOSECONDS
                 await asyncio.sleep(min(nap, LONGEST_NAP))
         sent += done
-        advance(capture.offset)
+        offset = capture.offset
         if stop.is_set():
             break

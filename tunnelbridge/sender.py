@@ -22,7 +22,7 @@ from tunnelbridge.capture.reader import open_capture
 from tunnelbridge.clone.guard import LoopGuard
 from tunnelbridge.config import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
-from tunnelbridge.ledger import SenderLedger, told
+from tunnelbridge.ledger import SenderLedger
 from tunnelbridge.linux.libpcap import compile_filter
 from tunnelbridge.linux.links import LinkMonitor
 from tunnelbridge.linux.netlink import link
@@ -154,15 +154,17 @@ class Sender:
 
     def _listen(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
         ring = source.attach() if source.ring is None else source.ring
-        loop.add_reader(ring.fileno(), self._on_readable, source)
+        loop.add_reader(ring.fileno(), self._on_readable, loop, source)
 
     def _unlisten(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
         if source.ring is not None:
             loop.remove_reader(source.ring.fileno())
             source.detach()
 
-    def _on_readable(self, source: InterfaceSource) -> None:
-        source.read()
+    def _on_readable(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
+        if not source.read() and source.ring is not None:
+            loop.remove_reader(source.ring.fileno())
+            self._listen(loop, source)
         if self.pipeline.is_done:
             self._end("count")
 
@@ -210,7 +212,7 @@ class Sender:
             tunnel.queue_dropped + tunnel.errors.total() for tunnel in ledger.tunnels
         )
         self._line.show(
-            f"{console.rate(packets)}packets/s cloned, {console.rate(bits)}bit/s sent,"
+            f"{console.rate(packets, 'packets/s')} cloned, {console.rate(bits, 'bit/s')} sent,"
             f" {ledger.cloned} in all, {lost} lost"
         )
 
@@ -222,32 +224,9 @@ class Sender:
 
     def report(self) -> None:
         """Write the closing ledger: to ``--stats``, and in short to standard error."""
-        ledger = self.ledger
-        self._log.info(
-            "done",
-            reason=self._reason or "end of file",
-            received=ledger.received,
-            kernel_dropped=ledger.kernel_dropped,
-            not_matched=ledger.not_matched,
-            refused=told(ledger.refused) or 0,
-            cloned=ledger.cloned,
-            segments=ledger.segments,
-            balanced=ledger.balances(),
-        )
-        for tunnel in ledger.tunnels:
-            self._log.info(
-                "tunnel",
-                to=tunnel.name,
-                clones=tunnel.clones,
-                sent=tunnel.sent,
-                octets=tunnel.octets,
-                errors=told(tunnel.errors) or 0,
-                queue_dropped=tunnel.queue_dropped,
-                refused=told(tunnel.refused) or 0,
-                truncated=tunnel.truncated,
-                fragmented=tunnel.fragmented,
-            )
-        console.write_stats(self.options.stats, ledger.as_dict())
+        ledger = self.ledger.as_dict()
+        console.report(ledger, self._reason or "end of file")
+        console.write_stats(self.options.stats, ledger)
 
 
 def _quietly(call: object, *arguments: object) -> None:

@@ -53,20 +53,26 @@ class InterfaceSource:
             compile_filter(self._expression, interface=self.name), direction=self._direction
         )
 
-    def read(self) -> None:
-        """Take the ready blocks through the pipeline."""
+    def read(self) -> bool:
+        """Take the ready blocks through the pipeline.
+
+        False when the interface went down: the same ring goes on once it is up, but libuv has
+        stopped to poll a file descriptor that reported an error, so it has to be added again.
+        """
         ring = self.ring
         if ring is None:
-            return
+            return True
         for _ in range(BLOCKS_AT_ONCE):
             batch = ring.read()
             if batch is None:
                 if ring.clear_error():
                     self._log.warning("interface is down", interface=self.name)
-                return
+                    return False
+                return True
             self._seen += len(batch)
             self._pipeline.process(batch)
             ring.release()
+        return True
 
     def count_drops(self) -> None:
         """Bring the kernel's drops into the ledger."""
