@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from loads import Load, Site, Window, last_json, under
+from loads import Load, Site, last_json, under
 from netlab import Lab
 from networks import ANALYSER, SOURCE
 from results import OURS, Result, result
@@ -55,8 +54,7 @@ def ours(site: Site, form: str, load: Load) -> Result:
     argv = [sys.executable, "-m", "collector.cli", "listen", "--bind", ANALYSER, *wanted]
     argv += ["--pcap", str(pcap.path), "--stats", str(stats)]
     program = site.start("listen", argv, net.collector, ready="listening")
-    window = under(site, load, net.arrived, pcap, program.pid)
-    program.stop()
+    window = under(site, load, net.arrived, pcap, program)
     ledger, written = json.loads(stats.read_text()), pcap.count()
     balanced = (
         ledger["balanced"]
@@ -78,8 +76,7 @@ def kernel(site: Site, load: Load) -> Result:
     argv += ["-w", str(pcap.path)]
     try:
         program = site.start("tcpdump", argv, net.collector, ready="listening on")
-        window = under(site, load, net.arrived, pcap, program.pid, TCPDUMP_WAITS)
-        program.stop()
+        window = under(site, load, net.arrived, pcap, program, TCPDUMP_WAITS)
     finally:
         lab.command("ip", "-n", net.collector, "link", "del", DEVICE)
     said, written = program.err.read_text(), pcap.count()
@@ -87,11 +84,13 @@ def kernel(site: Site, load: Load) -> Result:
         int(re.search(rf"(\d+) packets? {what}", said)[1])  # type: ignore[index]
         for what in ("captured", "dropped by kernel")
     )
+    balanced = (
+        captured == written == window.total_done and captured + dropped == window.total_offered
+    )
+    counts = {"captured": captured, "dropped": dropped}
     return result(
-        "collect", "vxlan + tcpdump", "vxlan", load, _with_total(window, written),
-        balanced=captured == written and captured + dropped == window.total_offered,
-        counts={"captured": captured, "dropped": dropped},
-    )  # fmt: skip
+        "collect", "vxlan + tcpdump", "vxlan", load, window, balanced=balanced, counts=counts
+    )
 
 
 def plain(site: Site, load: Load) -> Result:
@@ -99,19 +98,12 @@ def plain(site: Site, load: Load) -> Result:
     net, pcap = site.net, Pcap(site.lab, load.size)
     argv = [sys.executable, str(PLAIN), ANALYSER, str(pcap.path)]
     program = site.start("plain-collect", argv, net.collector, ready="ready")
-    window = under(site, load, net.arrived, pcap, program.pid)
-    program.stop()
+    window = under(site, load, net.arrived, pcap, program)
     counts, written = last_json(program), pcap.count()
     balanced = (
         counts["received"] + counts["socket_dropped"] == window.total_offered
-        and counts["received"] == written
+        and counts["received"] == written == window.total_done
     )
     return result(
-        "collect", "uvloop receiver", "vxlan", load, _with_total(window, written),
-        balanced=balanced, counts=dict(counts),
-    )  # fmt: skip
-
-
-def _with_total(window: Window, written: int) -> Window:
-    """Count what came to the file only when the program ended, out of its buffer."""
-    return replace(window, total_done=written)
+        "collect", "uvloop receiver", "vxlan", load, window, balanced=balanced, counts=dict(counts)
+    )

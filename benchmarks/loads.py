@@ -14,11 +14,11 @@ from typing import Final
 import networks
 from netlab import Lab
 from networks import Network
-from process import Process, wait_until
+from process import LabError, Process, wait_until
 
 GENERATOR: Final = Path(__file__).with_name("generator.py")
 WARM_UP: Final = 0.2
-QUIET: Final = 0.1
+QUIET: Final = 0.2
 Judge = Callable[[], int]
 
 
@@ -95,13 +95,14 @@ def under(
     load: Load,
     offered: Judge,
     done: Judge,
-    pid: int | None,
+    program: Process | None,
     quiet: float = QUIET,
 ) -> Window:
-    """Put ``load`` on what runs; ``offered`` and ``done`` are counters of packets.
+    """Put ``load`` on what runs, then end ``program``; ``offered`` and ``done`` count packets.
 
-    All is through when ``done`` has not moved for ``quiet`` seconds.
+    It is ended when ``done`` has not moved for ``quiet`` seconds; the totals are of after its end.
     """
+    pid = None if program is None else program.pid
     first_offered, first_done = offered(), done()
     generator = site.generate(load)
     wait_until(lambda: offered() > first_offered, 10, "the generator's first packet")
@@ -111,11 +112,11 @@ def under(
     after = _sample(offered, done, pid)
     generator.wait(10)
     _settle(done, quiet)
+    if program is not None and (code := program.stop()):
+        raise LabError(f"{program.name} ended with exit code {code}: {program.last_words()}")
     seconds, packets, finished, cpu, busy = (b - a for a, b in zip(before, after, strict=True))
     total_offered, total_done = offered() - first_offered, done() - first_done
-    return Window(
-        seconds, int(packets), int(finished), cpu, busy, total_offered, total_done
-    )  # fmt: skip
+    return Window(seconds, int(packets), int(finished), cpu, busy, total_offered, total_done)
 
 
 def _sample(offered: Judge, done: Judge, pid: int | None) -> tuple[float, ...]:

@@ -29,8 +29,7 @@ def ours(site: Site, form: str, load: Load) -> Result:
     net, stats = site.net, site.lab.folder / "send.json"
     argv = [sys.executable, "-m", "tunnelbridge.cli", "send", "-i", MIRRORED, "--to", TUNNELS[form]]
     program = site.start("send", [*argv, "--stats", str(stats)], net.host, ready="cloning")
-    window = under(site, load, net.mirrored, net.cloned, program.pid)
-    program.stop()
+    window = under(site, load, net.mirrored, net.cloned, program)
     ledger = json.loads(stats.read_text())
     balanced = (
         ledger["balanced"]
@@ -74,8 +73,7 @@ def plain(site: Site, load: Load) -> Result:
     net = site.net
     argv = [sys.executable, str(PLAIN), MIRRORED, networks.ANALYSER]
     program = site.start("plain-clone", argv, net.host, ready="ready")
-    window = under(site, load, net.mirrored, net.cloned, program.pid)
-    program.stop()
+    window = under(site, load, net.mirrored, net.cloned, program)
     counts = last_json(program)
     balanced = (
         counts["received"] + counts["kernel_dropped"] == window.total_offered
