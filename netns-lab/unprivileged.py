@@ -1,7 +1,8 @@
 """The demo's job without root: a capture of the lab through VXLAN on loopback into a pcap.
 
-The capture is ``captures/http.pcap``. Nothing but UDP is used, so no capability is needed; the
-collected frames must equal the capture's, in their order.
+The capture is ``captures/http.pcap``. Nothing but UDP is used, so no capability is needed. The
+collected frames must equal the capture's, each flow in its order: without root the sender has a
+socket for each of several source ports, and flows may overtake each other.
 """
 
 from __future__ import annotations
@@ -55,12 +56,9 @@ def run(lab: Lab) -> int:
     report.heading("Is it true?")
     for request in ("GET / HTTP/1.1", "POST /upload HTTP/1.1"):
         report.check(compare.holds(got, request.encode()), f"in the pcap: {request}")
-    equal = sum(a == b for a, b in zip(original, got, strict=False))
-    report.check(
-        got == original,
-        f"every collected frame equals the original: {equal:,} of {len(original):,}, in order",
-        compare.difference(original, got),
-    )
+    wrong = compare.difference(original, got)
+    same = f"{len(got) - len(wrong.extra):,} of {len(original):,}"
+    report.check(not wrong, f"every collected frame equals the original: {same}", wrong)
     report.check(not losses(sent, received), "nothing was lost", losses(sent, received))
     report.check(sent["balanced"] and received["balanced"], "both ledgers balance")
     return report.verdict(time.monotonic() - began)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,11 +28,13 @@ def left(pid: int) -> list[str]:
     return [str(path) for path in namespaces]
 
 
-def start(*arguments: str, change: str = "", **environment: str) -> subprocess.Popen[str]:
-    """Start the demo; ``change`` is done to it first."""
+def start(
+    *arguments: str, change: str = "", by: Sequence[str] = (), **environment: str
+) -> subprocess.Popen[str]:
+    """Start the demo, ``by`` another program; ``change`` is done to it first."""
     code = f"import sys; sys.path.insert(0, {str(LAB)!r}); import demo, routed\n{change}\n"
     return subprocess.Popen(
-        [sys.executable, "-c", code + "sys.exit(demo.main())", *arguments],
+        [*by, sys.executable, "-c", code + "sys.exit(demo.main())", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -40,8 +42,10 @@ def start(*arguments: str, change: str = "", **environment: str) -> subprocess.P
     )
 
 
-def run(*arguments: str, change: str = "", **environment: str) -> tuple[int, str, str]:
-    with start(*arguments, change=change, **environment) as process:
+def run(
+    *arguments: str, change: str = "", by: Sequence[str] = (), **environment: str
+) -> tuple[int, str, str]:
+    with start(*arguments, change=change, by=by, **environment) as process:
         out, err = process.communicate(timeout=60)
     assert environment.get("KEEP") or left(process.pid) == []
     return process.returncode, out, err
@@ -134,6 +138,16 @@ def test_without_namespaces_the_bundled_capture_comes_out_the_same() -> None:
     assert (code, err) == (0, "")
     assert "every collected frame equals the original: " in out
     assert "NO " not in out
+
+
+@pytest.mark.usefixtures("root")
+def test_root_of_a_container_gets_the_job_without_namespaces() -> None:
+    need("setpriv", "unshare")
+    code, out, err = run(by=["setpriv", "--bounding-set=-all", "--inh-caps=-all"])
+
+    assert (code, err) == (0, "")
+    assert out.startswith("This root may not make network namespaces")
+    assert "every collected frame equals the original: " in out
 
 
 def test_without_namespaces_what_is_not_true_is_told() -> None:
