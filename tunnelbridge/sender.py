@@ -129,6 +129,8 @@ class Sender:
         capture = open_capture(path)
         with console.progress(capture.total_octets, path.name) as advance:
             await replay(capture, self.pipeline, self.options.speed_value, self._stop, advance)
+        if self.pipeline.is_done:
+            self._end("count")
         if capture.damage:
             self._log.warning(f"{path}: {capture.damage}")
 
