@@ -14,6 +14,7 @@ all that is seen on the other. Judges are in ``netns-lab``: ``compare`` and ``tr
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import shutil
@@ -206,6 +207,7 @@ def inject(namespace: str, interface: str, frames: Sequence[bytes]) -> None:
     inside(namespace, work)
 
 
+@functools.cache
 def corpus() -> list[bytes]:
     """Return frames of many kinds, all different, from 60 octets to full size, tagged and not."""
     from scapy.layers.inet import ICMP, IP, TCP, UDP
