@@ -88,6 +88,7 @@ class _State:
     original_length: Column = field(init=False)
     told_truncated: Flags = field(init=False)
     claimed_end: Column = field(init=False)
+    """By the innermost IP header inside a tunnel; what that one carries ends there at the latest."""
 
     def __post_init__(self) -> None:
         for name in ("start", "end", "tag", "claimed_end"):
@@ -176,7 +177,6 @@ def _keep_payload(memory: Octets, state: _State, step: Step) -> None:
     state.start[where] = layer.payload[chosen]
     state.end[where] = layer.end[chosen]
     state.kind[where] = kind[chosen]
-    state.claimed_end[where] = 0
     state.tag[where] = 0 if layer.tag is None else layer.tag[chosen]
     state.original_length[where] = (
         UNKNOWN if layer.original_length is None else layer.original_length[chosen]

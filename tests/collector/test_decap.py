@@ -336,13 +336,13 @@ def test_the_original_length_tells_of_a_cut(name: str) -> None:
 def test_the_original_length_counts_what_replaces_the_first_octets(name: str) -> None:
     tunnel = TUNNELS[name][0]()
     tunnel.suffix = bytes.fromhex("020011223344")
-    clones = outer.clones([WEB])
+    clones = outer.clones([WEB], wire_length=1514)
     clones.batch = clones.batch.skip(6)
     clones.length = clones.batch.total_length
     packet = tunnel.rows(clones)[0].tobytes()[8:] + clones.batch.octets(0)
     result = one(packet, TUNNELS[name][1])
     assert result["frame"] == (tunnel.suffix + WEB[6:]).hex()
-    assert (result["truncated"], result["wire_length"]) == (False, len(WEB))
+    assert (result["truncated"], result["wire_length"]) == (True, 1514)
 
 
 @pytest.mark.parametrize("name", TUNNELS)
@@ -360,6 +360,16 @@ def test_a_frame_cut_inside_its_ip_header_takes_no_length_from_its_neighbours(le
     packets = [mirrored("vxlan", WEB[:length]), bytes([0xFF]) * 100]
     assert each(decap(packets))[0] == one(packets[0])
     assert one(packets[0])["wire_length"] == length
+
+
+def test_the_tunnel_around_tells_of_a_cut_where_the_frame_cannot() -> None:
+    tunnel = mirrored("vxlan", ARP)
+    assert not one(mirrored("gre", tunnel))["truncated"]
+    assert one(mirrored("erspan2", tunnel))["identifier"] == 1023  # the outermost names the stream
+    assert one(mirrored("erspan2", tunnel))["encapsulation"] == Kind.ERSPAN2
+    result = one(mirrored("gre", tunnel[:-10]))
+    assert result["frame"] == ARP[:-10].hex()
+    assert (result["truncated"], result["wire_length"]) == (True, len(ARP))
 
 
 def test_padding_is_no_cut() -> None:

@@ -53,7 +53,8 @@ def test_sums_are_those_of_rfc_1071(size: int) -> None:
     chance = random.Random(size)
     octets = chance.randbytes(size)
     memory = np.frombuffer(octets, np.uint8)
-    slices = [(0, size), (size, 0)] + [
+    slices = [(size - tail, tail) for tail in range(min(size, 9) + 1)]  # up to the end of memory
+    slices += [(0, size)] + [
         (start, chance.randrange(size - start + 1)) for start in range(min(size, 40))
     ]
     start, length = (columns(*each) for each in zip(*slices, strict=True))

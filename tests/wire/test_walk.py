@@ -101,6 +101,18 @@ def test_only_a_searcher_looks_into_fragments_and_quotes() -> None:
     assert kinds(echo, searching=True) == [*ends, Kind.ICMP]
 
 
+def test_behind_the_last_level_only_the_payload_s_own_headers_are_read() -> None:
+    packet = frame(ipv4(octets("0000 6558") + FRAME, 47, *ADDRESSES))
+    for _ in range(2):
+        packet = frame(ipv4(octets("0000 6558") + packet, 47, *ADDRESSES))
+    level = [Kind.ETHERNET, Kind.IPV4, Kind.GRE]
+    own = [Kind.ETHERNET, Kind.IPV4]
+    assert kinds(packet, levels=1) == level + own
+    assert kinds(packet, levels=2) == level * 2 + own
+    assert kinds(packet, levels=3) == level * 3 + own
+    assert kinds(packet, levels=4) == [*level * 3, *own, Kind.UDP]
+
+
 def test_the_walk_ends() -> None:
     packet = FRAME
     for _ in range(200):

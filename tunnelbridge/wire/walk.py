@@ -64,8 +64,6 @@ _DECODERS: Final[dict[int, Decoder]] = {
     Kind.ICMP: icmp.decode,
 }
 _PAYLOAD: Final = np.isin(np.arange(256), PAYLOADS)
-_OWN: Final = np.isin(np.arange(256), (Kind.ETHERNET, Kind.IPV4, Kind.IPV6))
-"""Headers of the innermost payload itself, which are read however deep it is."""
 _FOLLOWED: Final = np.isin(np.arange(256), [*_DECODERS.keys() - {Kind.ICMP}, Kind.UDP])
 
 
@@ -125,16 +123,16 @@ def walk(
             current = int(group.kind[0])
             found = _decode(memory, group.start, group.end, current, ports)
             if current != Kind.ETHERNET and (group.depth >= levels).any():
-                found.kind[group.depth >= levels] = Kind.NONE  # no further tunnel
+                found.kind[group.depth >= levels] = Kind.NONE  # what it carries stays whole
             index = slice(None) if group.index is None else group.index
             yield Step(index, current, group.start, found)
-            following += _go_on(group, found, current, levels, searching)
+            following += _go_on(group, found, current, searching)
         groups = following
         if not groups:
             return
 
 
-def _go_on(group: _Group, found: Layer, current: int, levels: int, searching: bool) -> list[_Group]:
+def _go_on(group: _Group, found: Layer, current: int, searching: bool) -> list[_Group]:
     """Return what is to be decoded next of ``group``, one group per kind of header."""
     depth = group.depth
     if current != Kind.ETHERNET:  # an Ethernet header is never what ends a tunnel
@@ -143,7 +141,6 @@ def _go_on(group: _Group, found: Layer, current: int, levels: int, searching: bo
     if searching and found.first_fragment is not None:
         good |= found.first_fragment & (found.reason == Reason.IP_FRAGMENT)
     go_on = good & (_FOLLOWED[found.kind] | (searching & (found.kind == Kind.ICMP)))
-    go_on &= (depth < levels) | ((depth == levels) & _OWN[found.kind])
     rest = _Group(group.index, found.payload, found.end, found.kind, depth)
     if not go_on.any():
         return []
