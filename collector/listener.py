@@ -7,6 +7,7 @@ with ICMP. Without, each port has a UDP socket of its own, and GRE cannot be hea
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -166,19 +167,27 @@ class Listeners:
 
 def _families(addresses: Sequence[str]) -> list[tuple[int, str | None]]:
     if not addresses:
-        return [(socket.AF_INET, None), (socket.AF_INET6, None)]
-    found: list[tuple[int, str | None]] = []
-    for address in addresses:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                socket.inet_pton(family, address)
-            except OSError:
-                continue
-            found.append((family, address))
-            break
-        else:
-            raise UsageError(f"--bind {address}: not an IP address")
-    return found
+        families = [socket.AF_INET, socket.AF_INET6] if _has_ipv6() else [socket.AF_INET]
+        return [(family, None) for family in families]
+    try:
+        found = [ipaddress.ip_address(text) for text in addresses]
+    except ValueError as error:
+        raise UsageError(f"--bind: {error}") from None
+    for address in found:
+        alike = [other for other in found if other.version == address.version]
+        if alike.count(address) > 1 or (address.is_unspecified and len(alike) > 1):
+            raise UsageError(f"--bind {address}: raw sockets would take each packet more than once")
+    family_of = {4: socket.AF_INET, 6: socket.AF_INET6}
+    return [(family_of[address.version], str(address)) for address in found]
+
+
+def _has_ipv6() -> bool:
+    """Tell whether the kernel speaks IPv6; ``ipv6.disable=1`` forbids it."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
 
 
 def _where(family: int, address: str | None) -> str:
