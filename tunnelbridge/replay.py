@@ -55,7 +55,7 @@ async def replay(
             first = int(batch.timestamp[0]) if first is None and count else first
             due = np.maximum.accumulate(batch.timestamp - (first or 0))
         done = 0
-        while done < count and not stop.is_set():
+        while done < count and not (stop.is_set() or pipeline.is_done):
             elapsed = int((clock() - began) * NANOSECONDS)
             ready = int(np.searchsorted(due, elapsed, side="right"))
             if ready > done:
@@ -68,5 +68,5 @@ async def replay(
                 await asyncio.sleep(min(nap, LONGEST_NAP))
         sent += done
         offset = capture.offset
-        if stop.is_set():
+        if stop.is_set() or pipeline.is_done:
             break
