@@ -59,7 +59,7 @@ class LiveLine:
 def rate(count: float, unit: str) -> str:
     """Return a number in words: ``1.2 Mbit/s``, ``340 kpackets/s``."""
     for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
+        if count >= limit * 0.9995:  # what three digits round up to
             return f"{count / limit:.3g} {prefix}{unit}"
     return f"{count:.0f} {unit}"
 
