@@ -234,6 +234,46 @@ def test_dont_fragment_refuses_only_what_is_too_long(wire: Wire, endpoint: Endpo
         assert all(packet[6] & 0x40 for packet in arrived), "DF must be set"
 
 
+@pytest.mark.parametrize("endpoint", [GRE, replace(GRE, ttl=7, dscp=46, local="10.99.0.1")])
+def test_our_ipv4_headers_are_those_the_kernel_makes(wire: Wire, endpoint: Endpoint) -> None:
+    inner, rows = packets(20, seed=4), header_rows(20)
+    with wire.open(RawTunnelSocket, endpoint) as sender, reader(wire.b, wire.end_b) as far:
+        sender.send(rows, from_packets(inner))
+        ours = far.take(20, (47,))
+        sender._room = lambda *_: -1
+        sender.send(rows, from_packets(inner))
+        kernels = far.take(20, (47,))
+    for one, other in zip(ours, kernels, strict=True):
+        assert one[:4] + one[6:10] + one[12:] == other[:4] + other[6:10] + other[12:]
+        assert internet_checksum(one[:20]) == 0
+    assert len({packet[4:6] for packet in ours}) == 20, "fragments would be mixed up"
+
+
+def test_a_link_that_becomes_narrower_costs_no_clone(wire: Wire) -> None:
+    inner, rows = [b"s" * 100, b"l" * 1400], header_rows(2)
+    with wire.open(RawTunnelSocket, GRE) as sender, reader(wire.b, wire.end_b) as far:
+        assert sender.send(rows, from_packets(inner)) == Sent(2, 1500)
+        assert [len(packet) for packet in far.take(2, (47,))] == [128, 1428]
+        lab.run("ip", "-n", wire.a, "link", "set", wire.end_a, "mtu", "1300")
+        try:
+            assert sender.send(rows, from_packets(inner)) == Sent(2, 1500)
+            assert max(len(packet) for packet in far.take(3, (47,))) <= 1300
+        finally:
+            lab.run("ip", "-n", wire.a, "link", "set", wire.end_a, "mtu", "1500")
+
+
+def test_a_route_over_a_narrower_link_costs_one_batch(wire: Wire) -> None:
+    route = ("ip", "-n", wire.a, "route", "replace", "10.97.0.0/16", "dev")
+    with lab.veth(wire.a, wire.b, mtu=1300) as (narrow, _):
+        lab.run(*route, wire.end_a)
+        with wire.open(RawTunnelSocket, replace(GRE, remote="10.97.0.9")) as sender:
+            assert sender.send(header_rows(1), from_packets([b"l" * 1400])).packets == 1
+            lab.run(*route, narrow)
+            lost = sender.send(header_rows(1), from_packets([b"l" * 1400]))
+            assert lost == Sent(0, 0, {"message-too-long": 1})
+            assert sender.send(header_rows(1), from_packets([b"l" * 1400])) == Sent(1, 1400)
+
+
 def internet_checksum(octets: bytes) -> int:
     total = sum(struct.unpack(f"!{(len(octets) + 1) // 2}H", octets + b"\0" * (len(octets) % 2)))
     while total >> 16:
