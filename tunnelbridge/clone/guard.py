@@ -35,8 +35,6 @@ from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
 from tunnelbridge.wire.walk import Step, walk
 
-SHORTEST_HEADER: Final = 8
-"""An ICMP error may quote no more than the UDP header of the packet it answers."""
 REMEMBERED_FRAGMENTS: Final = 4096
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 _SUSPECT: Final = np.isin(
@@ -52,6 +50,7 @@ _CUT: Final = (
     Reason.TZSP_TAGS,
     Reason.JUNIPER_TLVS,
 )
+"""An ICMP error may quote no more than eight octets behind the IP header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,8 @@ class LoopGuard:
             if step.kind in (Kind.IPV4, Kind.IPV6):
                 self._visit_ip(batch.memory, seen, step)
             elif step.kind == Kind.UDP:
-                self._visit_udp(batch.memory, seen, step)
+                port = load(batch.memory, step.start, udp.HEADER)["destination"]
+                seen.port[step.index] = port
             elif step.kind not in (Kind.ETHERNET, Kind.ICMP):
                 self._visit_tunnel(seen, step)
         self._remember_fragments(seen.fragment[seen.own & (seen.fragment != 0)])
@@ -168,16 +168,6 @@ class LoopGuard:
         seen.fragment[index] = np.where(layer.first_fragment, key, seen.fragment[index])
         later = is_fragment & ~layer.first_fragment
         seen.later_fragment[index] = np.where(later, key, seen.later_fragment[index])
-
-    def _visit_udp(self, memory: Octets, seen: _Seen, step: Step) -> None:
-        """Note the port; a quote that ends behind it is matched by what there is."""
-        index, layer = step.index, step.layer
-        seen.port[index] = load(memory, step.start, udp.HEADER)["destination"]
-        cut_short = layer.end - layer.payload < SHORTEST_HEADER
-        if cut_short.any():
-            for signature in self.signatures:
-                if signature.port is not None:
-                    seen.own[index] |= cut_short & _is_to(signature, seen, index)
 
     def _visit_tunnel(self, seen: _Seen, step: Step) -> None:
         """Compare a tunnel's header with ours, and note what is inside."""
