@@ -30,7 +30,7 @@ from typing import Any, Self, TypeVar
 
 from process import LabError, Process, wait_until
 
-from tunnelbridge.linux import libc
+from tunnelbridge.linux.namespace import in_thread
 
 T = TypeVar("T")
 End = tuple[str, str]
@@ -45,27 +45,7 @@ def inside(namespace: str, function: Callable[..., T], *args: Any) -> T:
 
     Sockets that it opens stay in that namespace, whoever uses them.
     """
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            fd = os.open(NAMESPACES / namespace, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                libc.setns(fd)
-            finally:
-                os.close(fd)
-            results.append(function(*args))
-        except BaseException as error:  # raised again below, in the caller's thread
-            failures.append(error)
-
-    # a daemon, so that Ctrl-C need not wait for what the thread waits for
-    thread = threading.Thread(target=work, name=f"inside {namespace}", daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures.pop()
-    return results[0]
+    return in_thread(lambda: function(*args), namespace)
 
 
 class Lab:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunnelbridge.linux import libc
+from tunnelbridge.linux.namespace import in_thread
 
 T = TypeVar("T")
 
@@ -54,26 +53,7 @@ def in_namespace(ns: str, function: Callable[..., T], *args: Any, **kwargs: Any)
 
     The calling thread stays where it is.
     """
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            fd = os.open(NAMESPACES / ns, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                libc.setns(fd)
-            finally:
-                os.close(fd)
-            result.append(function(*args, **kwargs))
-        except BaseException as error:  # handed to the caller below
-            failure.append(error)
-
-    thread = threading.Thread(target=work, name=f"in {ns}")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure.pop()
-    return result[0]
+    return in_thread(lambda: function(*args, **kwargs), ns)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ import topology
 from netlab import NAMESPACES, Lab, inside
 from process import LabError, wait_until
 
+from tunnelbridge.errors import UserError
+
 pytestmark = pytest.mark.usefixtures("root")
 
 SCRIPT = """
@@ -191,7 +193,7 @@ def test_inside_raises_what_the_function_raises() -> None:
     with Lab() as lab:
         with pytest.raises(ZeroDivisionError):
             inside(lab.namespace("a"), lambda: 1 / 0)
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(UserError, match="no network namespace named"):
             inside("no-such-namespace", int)
 
 

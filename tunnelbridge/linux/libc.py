@@ -55,10 +55,6 @@ _recvmmsg.argtypes = [
 _writev = _libc.writev
 _writev.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 _writev.restype = ctypes.c_ssize_t
-_setns = _libc.setns
-_setns.argtypes = [ctypes.c_int, ctypes.c_int]
-
-CLONE_NEWNET: Final = 0x40000000
 
 
 def address(array: npt.NDArray[Any]) -> int:
@@ -82,11 +78,6 @@ def recvmmsg(fd: int, messages: int, count: int, flags: int) -> int:
 def writev(fd: int, vectors: int, count: int) -> int:
     """Write ``count`` iovecs from address ``vectors``; may write less than all of it."""
     return _checked(_writev(fd, vectors, count))
-
-
-def setns(fd: int, kind: int = CLONE_NEWNET) -> None:
-    """Move the calling *thread* into the namespace behind ``fd``."""
-    _checked(_setns(fd, kind))
 
 
 def attach_filter(fd: int, program: Program) -> None:

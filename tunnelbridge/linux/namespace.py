@@ -6,18 +6,16 @@ other one runs. File descriptors that the work opens belong to that namespace fo
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
+
+from pyroute2 import netns
 
 from tunnelbridge.errors import UserError
-from tunnelbridge.linux import libc, privileges
+from tunnelbridge.linux import privileges
 
 T = TypeVar("T")
-
-NAMESPACES: Final = Path("/run/netns")
 
 
 def in_thread(work: Callable[[], T], namespace: str | None = None) -> T:
@@ -42,7 +40,9 @@ def in_thread(work: Callable[[], T], namespace: str | None = None) -> T:
         except BaseException as error:  # raised again in the caller's thread
             failures.append(error)
 
-    thread = threading.Thread(target=run, name=f"namespace {namespace or '(own)'}")
+    # a daemon, so that Ctrl-C need not wait for what the thread waits for
+    name = f"namespace {namespace or '(own)'}"
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     thread.join()
     if failures:
@@ -51,19 +51,14 @@ def in_thread(work: Callable[[], T], namespace: str | None = None) -> T:
 
 
 def _enter(namespace: str) -> None:
-    try:
-        if namespace in ("", ".", "..") or "/" in namespace:
-            raise FileNotFoundError
-        fd = os.open(NAMESPACES / namespace, os.O_RDONLY | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        names = sorted(path.name for path in NAMESPACES.iterdir()) if NAMESPACES.is_dir() else []
+    names = netns.listnetns()
+    if namespace not in names:
+        there = ", ".join(sorted(names)) or "none"
         raise UserError(
-            f"no network namespace named {namespace} (there are: {', '.join(names) or 'none'}): "
-            f"create it with `sudo ip netns add {namespace}`"
-        ) from None
+            f"no network namespace named {namespace} (there are: {there}): create it with"
+            f" `sudo ip netns add {namespace}`"
+        )
     try:
-        libc.setns(fd)
+        netns.setns(namespace, flags=0)  # moves this thread only
     except PermissionError:
         raise privileges.missing("CAP_SYS_ADMIN", f"entering namespace {namespace}") from None
-    finally:
-        os.close(fd)
