@@ -7,6 +7,7 @@ logged per packet.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -126,9 +127,16 @@ def check_writable(destination: str | None) -> None:
     if destination in (None, "-"):
         return
     path = Path(str(destination))
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a directory" if path.is_dir() else "no such directory"
-        raise UserError(f"cannot write {destination}: {problem}")
+    replaced = path.is_file() or not path.exists()
+    if path.is_dir():
+        problem = "is a directory"
+    elif not path.parent.is_dir():
+        problem = "no such directory"
+    elif not os.access(path.parent if replaced else path, os.W_OK):
+        problem = "permission denied"
+    else:
+        return
+    raise UserError(f"cannot write {destination}: {problem}")
 
 
 @contextlib.contextmanager
