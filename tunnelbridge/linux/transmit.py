@@ -6,7 +6,7 @@ head and its body, so nothing is copied in user space. Two kinds of socket offer
 privilege at all, sixteen source ports instead of one per flow).
 
 Where a whole batch fits the link, IPv4 headers of our own (IP_HDRINCL) spare the kernel its fragment
-queue and the socket's lock: 2.1 µs a packet instead of 2.5.
+queue and the socket's lock: about a tenth of the CPU time of a clone.
 """
 
 from __future__ import annotations
