@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tunnelbridge.capture.reader import open_capture
 from tunnelbridge.config import MtuPolicy
-from tunnelbridge.errors import UserError
 from tunnelbridge.linux.libpcap import compile_filter
 from tunnelbridge.linux.netlink import Route, link, route
 from tunnelbridge.sender import SendOptions
@@ -21,8 +21,7 @@ def check(options: SendOptions) -> list[str]:
     lines: list[str] = []
     frame = FULL_FRAME
     if options.file is not None:
-        if not options.file.is_file():
-            raise UserError(f"cannot read {options.file}: no such file")
+        open_capture(options.file)
         compile_filter(options.expression)
         lines.append(f"source   {options.file}, at {options.speed} speed")
     for name in options.interfaces:
@@ -74,9 +73,12 @@ def _fate(frame: int, overhead: int, mtu: int, policy: MtuPolicy) -> str:
     becomes = f"a {frame}-octet frame becomes a {outer}-octet packet"
     if outer <= mtu:
         return f"{becomes}: fits"
+    room = mtu - overhead
     outcomes = {
         MtuPolicy.FRAGMENT: "sent in IP fragments",
-        MtuPolicy.TRUNCATE: f"cut to {mtu - overhead} octets of the frame",
+        MtuPolicy.TRUNCATE: f"cut to {room} octets of the frame"
+        if room >= MAC_HEADER
+        else "dropped",
         MtuPolicy.DROP: "dropped",
     }
     return f"{becomes}, {outer - mtu} too long for the path: {outcomes[policy]} (--mtu {policy})"

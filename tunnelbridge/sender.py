@@ -30,6 +30,7 @@ from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.replay import parse_speed, replay
 from tunnelbridge.source import Direction, InterfaceSource
 from tunnelbridge.targets import open_tunnel, resolve_targets
+from tunnelbridge.tunnel import Tunnel
 
 TICK: Final = 1.0
 DRAIN: Final = 0.25
@@ -84,11 +85,16 @@ class Sender:
         targets = resolve_targets(options.to, options.arp, options.fdb)
         for name in options.interfaces:
             link(name)
-        self.tunnels = [open_tunnel(target, options.mtu, options.snaplen) for target in targets]
-        guard = LoopGuard([target.signature() for target in targets])
         program = None
         if options.file is not None and options.expression:
             program = compile_filter(options.expression)
+        guard = LoopGuard([target.signature() for target in targets])
+        with contextlib.ExitStack() as opening:
+            self.tunnels: list[Tunnel] = []
+            for target in targets:
+                self.tunnels.append(open_tunnel(target, options.mtu, options.snaplen))
+                opening.callback(self.tunnels[-1].close)
+            opening.pop_all()
         self.pipeline = Pipeline(self.tunnels, guard, options.snaplen, program, options.count)
         self._sources = [
             InterfaceSource(name, options.expression, options.direction, self.pipeline)
