@@ -23,7 +23,10 @@ _TYPE: Final = np.dtype([("type", ">u2")])
 
 
 def as_ethernet(batch: Batch, linktype: int) -> Batch:
-    """Return the batch as Ethernet; raises UserError for link types that cannot become frames."""
+    """Return the batch as Ethernet; raises UserError for link types that cannot become frames.
+
+    What ends before its own header does becomes an empty frame, for others to refuse and count.
+    """
     if linktype == EN10MB:
         return batch
     if linktype in _BARE_IP:
@@ -32,9 +35,8 @@ def as_ethernet(batch: Batch, linktype: int) -> Batch:
         return _reframed(batch, 0, ethertype)
     if linktype in _COOKED:
         octets, at = _COOKED[linktype]
-        whole = batch.select(batch.length >= octets)
-        ethertype = load(whole.memory, whole.start + at, _TYPE)["type"].astype(np.int64)
-        return _reframed(whole, octets, ethertype)
+        ethertype = load(batch.memory, batch.start + at, _TYPE)["type"].astype(np.int64)
+        return _reframed(batch, octets, ethertype)
     raise UserError(
         f"link type {linktype} cannot be carried as Ethernet; Ethernet, bare IP and Linux cooked"
         " captures can"
@@ -48,15 +50,17 @@ def _reframed(batch: Batch, strip: int, ethertype: Column) -> Batch:
     header["source"] = np.void(bytes.fromhex("020000000001"))
     header["type"] = ethertype
     grown = ethernet.HEADER.itemsize - strip
-    length = batch.length + grown
+    whole = np.flatnonzero(batch.length >= max(strip, 1))
+    length = np.zeros(len(batch), np.int64)
+    length[whole] = batch.length[whole] + grown
     start = np.cumsum(length) - length
     memory = np.zeros(int(length.sum()), np.uint8)
     rows = header.view(np.uint8).reshape(-1, ethernet.HEADER.itemsize)
-    memory[start[:, None] + np.arange(ethernet.HEADER.itemsize)] = rows
-    body = length - ethernet.HEADER.itemsize
-    source = batch.memory[ragged(batch.start + strip, body)]
-    memory[ragged(start + ethernet.HEADER.itemsize, body)] = source
+    memory[start[whole, None] + np.arange(ethernet.HEADER.itemsize)] = rows[whole]
+    body = length[whole] - ethernet.HEADER.itemsize
+    source = batch.memory[ragged(batch.start[whole] + strip, body)]
+    memory[ragged(start[whole] + ethernet.HEADER.itemsize, body)] = source
     framed = batch.select(np.arange(len(batch)))
     framed.memory, framed.start, framed.length = memory, start, length
-    framed.wire_length = batch.wire_length + grown
+    framed.wire_length = np.maximum(batch.wire_length + grown, length)
     return framed
