@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tunnelbridge.command_line import Count, Duration, Stats, Verbose, run
+
+if TYPE_CHECKING:
+    from tunnelbridge.sender import SendOptions
 
 app = typer.Typer(
     help="Clone packets from interfaces or capture files into tunnels to your analysers.",
@@ -58,72 +63,67 @@ Mtu = Annotated[
 Speed = Annotated[str, typer.Option(metavar="original|max|PPS", help="With -r: how fast to send.")]
 
 
-def _options(values: dict[str, Any]) -> Any:
+def _options(
+    interface: Interfaces = None,
+    read: File = None,
+    to: To = None,
+    arp: Arp = None,
+    fdb: Fdb = None,
+    filter_: Filter = "",
+    direction: Direction = "both",
+    snaplen: Snaplen = None,
+    mtu: Mtu = "fragment",
+    speed: Speed = "original",
+    count: Count = None,
+    duration: Duration = None,
+    stats: Stats = None,
+    verbose: Verbose = False,
+) -> Any:  # typer evaluates annotations; SendOptions comes late, so that --help is quick
     from tunnelbridge.config import MtuPolicy
     from tunnelbridge.sender import SendOptions
 
     return SendOptions(
-        interfaces=values["interface"] or (),
-        file=values["read"],
-        to=values["to"] or (),
-        arp=values["arp"] or (),
-        fdb=values["fdb"] or (),
-        expression=values["filter_"],
-        direction=values["direction"],
-        snaplen=values["snaplen"],
-        mtu=MtuPolicy(values["mtu"]),
-        speed=values["speed"],
-        count=values["count"],
-        duration=values["duration"],
-        stats=values["stats"],
-        verbose=values["verbose"],
+        interfaces=interface or (),
+        file=read,
+        to=to or (),
+        arp=arp or (),
+        fdb=fdb or (),
+        expression=filter_,
+        direction=direction,
+        snaplen=snaplen,
+        mtu=MtuPolicy(mtu),
+        speed=speed,
+        count=count,
+        duration=duration,
+        stats=stats,
+        verbose=verbose,
     )
 
 
-@app.command()
-def send(
-    interface: Interfaces = None,
-    read: File = None,
-    to: To = None,
-    arp: Arp = None,
-    fdb: Fdb = None,
-    filter_: Filter = "",
-    direction: Direction = "both",
-    snaplen: Snaplen = None,
-    mtu: Mtu = "fragment",
-    speed: Speed = "original",
-    count: Count = None,
-    duration: Duration = None,
-    stats: Stats = None,
-    verbose: Verbose = False,
-) -> None:
+def _command(work: Callable[[SendOptions], None]) -> Callable[[SendOptions], None]:
+    """Make ``work`` a command that takes all options of ``send``."""
+
+    @functools.wraps(_options)
+    def command(**values: Any) -> None:
+        work(_options(**values))
+
+    command.__name__, command.__doc__ = work.__name__, work.__doc__
+    app.command()(command)
+    return work
+
+
+@_command
+def send(options: SendOptions) -> None:
     """Clone packets into tunnels until interrupted, or to the end of the file."""
-    options = _options(locals())
     from tunnelbridge import console, sender
 
-    console.configure_logging(verbose)
+    console.configure_logging(options.verbose)
     sender.send(options)
 
 
-@app.command()
-def check(
-    interface: Interfaces = None,
-    read: File = None,
-    to: To = None,
-    arp: Arp = None,
-    fdb: Fdb = None,
-    filter_: Filter = "",
-    direction: Direction = "both",
-    snaplen: Snaplen = None,
-    mtu: Mtu = "fragment",
-    speed: Speed = "original",
-    count: Count = None,
-    duration: Duration = None,
-    stats: Stats = None,
-    verbose: Verbose = False,
-) -> None:
-    """Say what ``send`` with the same options would do, and by which way; send nothing."""
-    options = _options(locals())
+@_command
+def check(options: SendOptions) -> None:
+    """Say what send with the same options would do, and by which way; send nothing."""
     from tunnelbridge.check import check as report
 
     typer.echo("\n".join(report(options)))
