@@ -78,8 +78,8 @@ class _Seen:
     """The destination of the IP header last seen, as two numbers."""
     port: Column
     own: Flags
-    fragment: npt.NDArray[np.uint64]
-    """Key of a first fragment seen, 0 without one."""
+    first_fragments: list[tuple[Column, npt.NDArray[np.uint64]]]
+    """Suspects, and the keys of the first fragments seen in them; one may hold another."""
     later_fragment: npt.NDArray[np.uint64]
     """Key of a later fragment seen, 0 without one."""
     tunnelled: list[Tunnelled]
@@ -133,7 +133,7 @@ class LoopGuard:
             low=np.zeros(count, np.uint64),
             port=np.full(count, UNKNOWN, np.int64),
             own=np.zeros(count, np.bool_),
-            fragment=np.zeros(count, np.uint64),
+            first_fragments=[],
             later_fragment=np.zeros(count, np.uint64),
             tunnelled=[],
         )
@@ -147,7 +147,8 @@ class LoopGuard:
                 seen.port[step.index] = port
             elif step.kind not in (Kind.ETHERNET, Kind.ICMP):
                 self._visit_tunnel(seen, step)
-        self._remember_fragments(seen.fragment[seen.own & (seen.fragment != 0)])
+        for suspect, key in seen.first_fragments:
+            self._remember_fragments(key[seen.own[suspect]])
         later = np.flatnonzero(seen.later_fragment)  # even of a first one further back in the batch
         seen.own[later] |= np.isin(seen.later_fragment[later], self._fragments)
         return seen
@@ -165,7 +166,9 @@ class LoopGuard:
             return
         key = (seen.low[index] ^ seen.high[index]) * _ODD + layer.fragment.astype(np.uint64)
         is_fragment = layer.fragment != UNKNOWN
-        seen.fragment[index] = np.where(layer.first_fragment, key, seen.fragment[index])
+        first = np.flatnonzero(layer.first_fragment)
+        if first.size:
+            seen.first_fragments.append((np.arange(len(seen.own))[index][first], key[first]))
         later = is_fragment & ~layer.first_fragment
         seen.later_fragment[index] = np.where(later, key, seen.later_fragment[index])
 
