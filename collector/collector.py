@@ -66,8 +66,10 @@ class Collector:
         self._ports = udp.port_table(self.listeners.ports)
         self.sinks: list[PcapSink | TapSink] = []
         try:
-            self.sinks += [TapSink(name) for name in options.taps]
-            self.sinks += [PcapSink(options.pcap)] if options.pcap else []
+            for name in options.taps:
+                self.sinks.append(TapSink(name))
+            if options.pcap:
+                self.sinks.append(PcapSink(options.pcap))
         except BaseException:
             self._close()
             raise

@@ -56,6 +56,7 @@ class FileDecapsulator:
                     sink.octets += result.octets - result.packets * RECORD_HEADER.itemsize
                     if result.error:
                         raise UserError(f"cannot write {destination}: {result.error}")
+            self._reject_incomplete()
         finally:
             if fd > 2:
                 os.close(fd)
@@ -91,6 +92,14 @@ class FileDecapsulator:
         timestamp = int(batch.timestamp[position])
         whole = self._reassembler.add(_without_padding(octets), timestamp)
         return None if whole is None else from_packets([whole], timestamp)
+
+    def _reject_incomplete(self) -> None:
+        """Count the datagrams of which fragments are missing or make no sense."""
+        of = self._reassembler
+        failed = of.pending + of.timed_out + of.evicted + of.overlapped + of.oversized
+        failed += of.malformed
+        self.ledger.received += failed
+        self.ledger.rejected.update({Reason.IP_FRAGMENT.slug: failed} if failed else {})
 
     def _account(
         self, batch: Batch, found: Decapsulated, first: Kind = Kind.ETHERNET

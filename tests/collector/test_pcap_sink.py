@@ -116,7 +116,10 @@ def test_a_file_holds_what_was_put(tmp_path: Path, pool: SlabPool, count: int, s
     assert pool.free == 6
 
 
-def test_a_stalled_reader_costs_its_own_frames_only(reader: Reader, pool: SlabPool) -> None:
+def test_a_stalled_reader_costs_its_own_frames_only(
+    reader: Reader, pool: SlabPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pcap, "QUEUED_OCTETS", 2 << 20)
     sink = PcapSink("-")
     frames = 0
     while not sink.ledger.dropped:
