@@ -168,6 +168,18 @@ class Program:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
+@contextmanager
+def ended(lab: Lab) -> Iterator[None]:
+    """End what a failed test has left running, so that the next one is not disturbed."""
+    before = len(lab._processes)
+    try:
+        yield
+    finally:
+        for process in reversed(lab._processes[before:]):
+            if process.popen.poll() is None:
+                process.stop()
+
+
 def send(lab: Lab, namespace: str, *options: str) -> Program:
     """Start ``tunnelbridge send``; return when it clones (with ``-r`` at once)."""
     ready = None if "-r" in options else '"cloning"'
