@@ -1,0 +1,208 @@
+"""A running collector on the loopback of a namespace: exact counts, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import outer
+import pcap_files
+import pytest
+import structlog
+
+import lab
+from collector import collector as module
+from collector.collector import Collector, ListenOptions
+from collector.listener import parse_wanted
+from tunnelbridge import console
+from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.wire.encapsulation import vxlan_tunnel
+
+pytestmark = pytest.mark.usefixtures("root")
+
+PORT = 4789
+
+
+def inner(number: int) -> bytes:
+    payload = outer.udp(number.to_bytes(8), 1, 2)
+    return outer.frame(outer.ipv4(payload, 17, "10.0.0.1", "10.0.0.2"))
+
+
+def datagram(number: int) -> bytes:
+    """Return a VXLAN datagram, from behind its UDP header."""
+    row: bytes = vxlan_tunnel(PORT, 7).rows(outer.clones([inner(number)]))[0].tobytes()
+    return row[8:] + inner(number)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="module")
+def ns(root: None) -> Iterator[str]:
+    with lab.namespace() as name:
+        lab.run("ip", "-n", name, "address", "add", "192.0.2.1/24", "dev", "lo")
+        yield name
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers, not paths
+
+
+def start(ns: str, **options: Any) -> Collector:
+    wanted = parse_wanted(None, (PORT,), (), (), ())
+    return lab.in_namespace(ns, Collector, ListenOptions(wanted, ["127.0.0.1"], **options))
+
+
+def send(ns: str, *datagrams: bytes, source: str = "127.0.0.1") -> None:
+    with lab.in_namespace(ns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((source, 0))
+        sock.connect(("127.0.0.1", PORT))
+        for each in datagrams:
+            sock.send(each)
+
+
+def run(collector: Collector, steer: Callable[[], Any] | None = None) -> None:
+    """Run a collector to its end; ``steer`` ends it, once it listens."""
+
+    async def work() -> None:
+        task = asyncio.create_task(collector.run())
+        await asyncio.sleep(0)  # now it listens, to signals too
+        if steer is not None:
+            await steer()
+        await asyncio.wait_for(task, 10)
+
+    asyncio.run(work())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the collector has no event for it
+            await asyncio.sleep(0)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_everything_is_counted_delivered_and_told(
+    ns: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.configure_logging(verbose=False)
+    path, stats = tmp_path / "x.pcap", tmp_path / "stats.json"
+    before = descriptors()
+    collector = start(ns, pcap=str(path), taps=["tap-all"], allow=["127.0.0.0/8"], stats=str(stats))
+
+    async def steer() -> None:
+        send(ns, *map(datagram, range(5)), b"short")
+        send(ns, datagram(5), source="192.0.2.1")
+        await until(lambda: collector.ledger.received == 7)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await until(stats.exists)
+        send(ns, datagram(6))
+        stop()  # what waits in the socket is still taken
+
+    run(collector, steer)
+    collector.report()
+
+    ledger = json.loads(stats.read_text())
+    assert (ledger["received"], ledger["decapsulated"], ledger["balanced"]) == (8, 6, True)
+    assert ledger["rejected"] == {"not-allowed": 1, "vxlan-short": 1}
+    (stream,) = ledger["streams"]
+    assert (stream["source"], stream["identifier"], stream["packets"]) == ("127.0.0.1", 7, 6)
+    assert [sink["name"] for sink in ledger["sinks"]] == ["tap tap-all", f"pcap {path}"]
+    assert [sink["delivered"] for sink in ledger["sinks"]] == [6, 6]
+    frames = [octets for _, octets, _ in pcap_files.parse(path.read_bytes())]
+    assert frames == [inner(number) for number in (0, 1, 2, 3, 4, 6)]
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[0]["event"] == "listening"
+    assert f"UDP (vxlan {PORT}) on 127.0.0.1" in lines[0]["on"]
+    assert [line["event"] for line in lines[1:]] == ["done", "stream", "sink", "sink"]
+    assert lines[1]["reason"] == "SIGTERM"
+    assert "tap-all" not in lab.run("ip", "-n", ns, "-o", "link")
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_the_count_is_exact(ns: str, tmp_path: Path, count: int) -> None:
+    path = tmp_path / "x.pcap"
+    collector = start(ns, pcap=str(path), count=count)
+    send(ns, *map(datagram, range(5)), b"short")
+
+    run(collector)
+
+    frames = [octets for _, octets, _ in pcap_files.parse(path.read_bytes())]
+    assert frames == [inner(number) for number in range(count)]
+    assert collector.ledger.decapsulated == count
+    assert collector.ledger.balances()
+    assert collector._reason == "count"
+
+
+def test_the_duration_ends_it(ns: str) -> None:
+    collector = start(ns, duration=0.05)
+
+    run(collector)
+
+    assert collector._reason == "duration"
+    assert collector.ledger.balances()
+
+
+def test_more_than_a_slab_at_once(ns: str) -> None:
+    collector = start(ns)
+
+    async def steer() -> None:
+        send(ns, *map(datagram, range(1025)))
+        stop()
+
+    run(collector, steer)
+
+    assert collector.ledger.decapsulated + collector.ledger.socket_dropped == 1025
+    assert collector._pool.free == 6
+
+
+def test_it_ends_when_nobody_reads_its_output(
+    ns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TICK", 0.01)
+    reader, writer = os.pipe()
+    monkeypatch.setattr("collector.sinks.pcap.open_pcap", lambda _: writer)
+    collector = start(ns, pcap="-")
+    os.close(reader)
+    send(ns, datagram(1))
+
+    run(collector)
+
+    assert collector._reason == "nobody reads the pcap output any more"
+    assert collector.ledger.sinks[0].dropped == Counter({"reader-gone": 1})
+    assert collector.ledger.balances()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"pcap": "/nosuch/x.pcap"}, UserError, "^cannot write /nosuch/x.pcap"),
+        ({"taps": ["tap-one", "a name"]}, UsageError, "cannot name a tap"),
+        ({"taps": ["tap-one", "tap-one"]}, UserError, "tap tap-one is in use"),
+        ({"allow": ["10.0.0.0/33"]}, UsageError, "^--allow 10.0.0.0/33"),
+        ({"stats": "/nosuch/stats"}, UserError, "^cannot write /nosuch/stats: no such directory"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(
+    ns: str, options: dict[str, Any], error: type[UserError], message: str
+) -> None:
+    before = descriptors()
+
+    with pytest.raises(error, match=message):
+        start(ns, **options)
+
+    assert descriptors() == before
+    assert "tap-one" not in lab.run("ip", "-n", ns, "-o", "link")
