@@ -101,12 +101,21 @@ def build(lab: Lab) -> Net:
         lab.route(name, "default", via=via4)
         lab.command("ip", "-n", name, "-6", "route", "add", "default", "via", via6)
     for address in (FAR4, FAR6):  # neighbours are known before the first burst
-        inside(net.host, _reach, address)
+        reach(net.host, address)
     return net
 
 
+def path(net: Net) -> list[tuple[str, str]]:
+    """Return the interfaces between host and far."""
+    return [(net.host, "up0"), (net.router, "host0"), (net.router, "far0"), (net.far, "eth0")]
+
+
+def reach(namespace: str, address: str) -> None:
+    """Come back when an address has answered: nobody listens there, so it refuses."""
+    inside(namespace, _reach, address)
+
+
 def _reach(address: str) -> None:
-    """Come back when the far end has answered: nobody listens there, so it refuses."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with (
         socket.socket(family, socket.SOCK_STREAM) as sock,

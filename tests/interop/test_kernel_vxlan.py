@@ -17,11 +17,6 @@ OUTER = pytest.mark.parametrize(
 )
 
 
-def path(net: Net) -> list[tuple[str, str]]:
-    """Return the interfaces between host and far."""
-    return [(net.host, "up0"), (net.router, "host0"), (net.router, "far0"), (net.far, "eth0")]
-
-
 @dataclass(frozen=True)
 class Place:
     lab: Lab
@@ -97,7 +92,7 @@ def test_what_the_kernel_mirrors_comes_out_of_our_collector(
 ) -> None:
     lab, net = place.lab, place.net
     if ":" in far:  # the device has outer IPv4 fragmented, but drops what is too long for IPv6
-        for namespace, interface in path(net):
+        for namespace, interface in live.path(net):
             lab.command("ip", "-n", namespace, "link", "set", interface, "mtu", "1600")
     make_vxlan(place, net.host, device, local)
     lab.command(
@@ -116,7 +111,7 @@ def test_what_the_kernel_mirrors_comes_out_of_our_collector(
         got = live.collected(pcap, len(live.corpus()))
     finally:
         lab.command(*mirror, "qdisc", "delete", "dev", MIRRORED, "clsact")
-        for namespace, interface in path(net):
+        for namespace, interface in live.path(net):
             lab.command("ip", "-n", namespace, "link", "set", interface, "mtu", "1500")
     ledger = collector.end()
 
