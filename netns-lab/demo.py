@@ -24,11 +24,11 @@ def main() -> int:
         with Lab(verbose=options.verbose, keep=options.keep and privileged) as lab:
             if not privileged:
                 return unprivileged.run(lab)
-            demo = routed.Demo(lab)
-            code = demo.run()
-            if options.keep:
-                print(demo.how_to_enter())
-            return code
+            try:
+                return routed.Demo(lab).run()
+            finally:  # a lab that stands after a failure has to be removed as well
+                if options.keep:
+                    print(routed.how_to_enter(lab), flush=True)
     except LabError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

@@ -174,16 +174,18 @@ class Demo:
         unseen = truth.lost(self.wire) + truth.lost(self.tap)
         check(unseen == 0, "the judges missed nothing", f"{unseen} packets")
 
-    def how_to_enter(self) -> str:
-        """Return how to use the lab that was left standing, and how to remove it."""
-        remove = "; ".join(f"ip netns del {name}" for name in self.lab.namespaces)
-        return f"""
+
+def how_to_enter(lab: Lab) -> str:
+    """Return how to use a lab that was left standing, and how to remove it."""
+    remove = "; ".join(f"ip netns del {name}" for name in lab.namespaces)
+    host = f"tb-host-{lab.suffix}"
+    return f"""
 The lab stands. Enter a namespace, for example the host's:
-   ip netns exec {self.net.host} bash
-The captures and ledgers: {self.lab.folder}
-A web server again:  ip netns exec {self.net.host} python3 -m http.server 80
+   ip netns exec {host} bash
+The captures and ledgers: {lab.folder}
+A web server again:  ip netns exec {host} python3 -m http.server 80
 To remove it all:
-   {remove}; rm -r {self.lab.folder}"""
+   {remove}; rm -r {lab.folder}"""
 
 
 def talk() -> list[str]:

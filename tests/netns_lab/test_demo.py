@@ -116,7 +116,9 @@ def kept() -> Iterator[list[str]]:
     yield commands
     for command in commands:
         subprocess.run(["sh", "-c", command], check=True)
-    assert left(0) == []
+        names = [word.rstrip(";") for word in command.split() if word.startswith("tb-")]
+        assert names
+        assert not any((NAMESPACES / name).exists() for name in names)
 
 
 @pytest.mark.usefixtures("root")
@@ -130,6 +132,16 @@ def test_a_kept_lab_stands_until_it_is_removed_as_it_says(kept: list[str]) -> No
     assert len(namespaces) == 5
     assert all((NAMESPACES / name).exists() for name in namespaces)
     assert f"ip netns exec {namespaces[1]} bash" in out
+
+
+@pytest.mark.usefixtures("root")
+def test_a_lab_kept_after_a_failure_says_how_to_remove_it(kept: list[str]) -> None:
+    need(*TOOLS)
+    code, out, _ = run(change="routed.SEND += ['--no-such-option']", KEEP="1")
+    kept.append(out.splitlines()[-1])
+
+    assert code == 1
+    assert kept[0].split()[:3] == ["ip", "netns", "del"]
 
 
 def test_without_namespaces_the_bundled_capture_comes_out_the_same() -> None:
