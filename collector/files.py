@@ -90,7 +90,7 @@ class FileDecapsulator:
         packet = ethernet.ethertypes(batch.memory, start, end).payload
         octets = batch.memory[int(packet[0]) : int(end[0])].tobytes()
         timestamp = int(batch.timestamp[position])
-        whole = self._reassembler.add(_without_padding(octets), timestamp)
+        whole = self._reassembler.add(octets, timestamp)
         return None if whole is None else from_packets([whole], timestamp)
 
     def _reject_incomplete(self) -> None:
@@ -114,13 +114,6 @@ class FileDecapsulator:
             found.truncated,
         )
         return found
-
-
-def _without_padding(packet: bytes) -> bytes:
-    """Cut what Ethernet appended: the packet ends by its own length field."""
-    if packet[0] >> 4 == 4:
-        return packet[: int.from_bytes(packet[2:4], "big")]
-    return packet[: 40 + int.from_bytes(packet[4:6], "big")]
 
 
 def _sources(

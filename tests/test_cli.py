@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pcap_files
 import pytest
+import structlog
 import typer
 
 from tunnelbridge import cli, sender
@@ -19,6 +20,12 @@ from tunnelbridge.sender import SendOptions
 
 Run = Callable[..., tuple[int, str, str]]
 TO = "--to=gre://127.0.0.1"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -198,6 +205,21 @@ def test_an_exit_code_of_its_own_and_an_interrupt(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(SystemExit) as ended:
             run(app, "x")
         assert ended.value.code == code
+
+
+def test_a_message_of_two_lines_becomes_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def wrong() -> None:
+        raise typer.BadParameter("two\n  lines")
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit):
+        run(app, "x")
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_as_a_program(tmp_path: Path) -> None:

@@ -102,6 +102,18 @@ async def test_original_pace(clock: Clock, tmp_path: Path) -> None:
     for (sent, _), wanted in zip(listener.seen, due, strict=True):
         assert 0 <= sent - wanted < 1e-3
     assert max(clock.naps) <= LONGEST_NAP
+    assert listener.seen[0][0] == 0.0
+
+
+async def test_a_packet_before_its_time_waits_for_its_turn(clock: Clock, tmp_path: Path) -> None:
+    times = [0.0, 2.0, 0.5, 2.5]
+    packets = [(START + int(t * SECOND), numbered(n)) for n, t in enumerate(times)]
+    listener = Listener(clock)
+
+    await run(pcap_files.write(tmp_path / "x", packets), "original", listener)
+
+    assert [octets for _, octets in listener.seen] == [numbered(n) for n in range(4)]
+    assert [round(sent, 2) for sent, _ in listener.seen] == [0.0, 2.0, 2.0, 2.5]
 
 
 @pytest.mark.parametrize("count", [0, 1, 1024, 1025, 2500])

@@ -178,11 +178,12 @@ def test_an_interface_that_vanishes_and_comes_back() -> None:
         assert not here.inside(here.source.is_stale)
         here.send(numbered(1))
         here.read(1)
+        here.send(numbered(7), numbered(8))
+        here.captured(3)
 
         lab.run("ip", "-n", here.ns, "link", "delete", here.near)
         assert here.inside(here.source.is_stale)
-        here.source.read()
-        here.source.detach()
+        here.source.detach()  # what was not read is lost
         assert not here.inside(here.source.is_stale)  # gone, and known to be
         assert not here.inside(here.source.reattach)
         assert here.source.ring is None
@@ -196,10 +197,13 @@ def test_an_interface_that_vanishes_and_comes_back() -> None:
         assert here.inside(here.source.reattach)
         assert not here.inside(here.source.is_stale)
         here.send(numbered(2))
+        here.captured(1)
+        assert here.source.pending()
         here.read(2)
+        here.source.count_drops()
 
         assert here.cloned == [numbered(1), numbered(2)]
-        assert here.pipeline.ledger.kernel_dropped == 0
+        assert here.pipeline.ledger.kernel_dropped == 2
         assert here.pipeline.ledger.balances()
 
 

@@ -156,6 +156,18 @@ def test_the_duration_ends_it(ns: str) -> None:
     assert collector.ledger.balances()
 
 
+def test_what_waits_in_the_socket_at_the_end_is_taken(ns: str) -> None:
+    collector = start(ns)
+
+    async def steer() -> None:
+        send(ns, datagram(1))
+        collector._end("test")  # before the loop looks at the socket again
+
+    run(collector, steer)
+
+    assert collector.ledger.decapsulated == 1
+
+
 def test_more_than_a_slab_at_once(ns: str) -> None:
     collector = start(ns)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import outer
 import pcap_files
 import pytest
+import structlog
 
 from collector import cli
 from collector import collector as module
@@ -21,6 +22,12 @@ from tunnelbridge.wire.layer import Kind
 
 Run = Callable[..., tuple[int, str, str]]
 INNER = outer.frame(outer.ipv4(outer.udp(b"hello", 1, 2), 17, "10.0.0.1", "10.0.0.2"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pcap_files
 import pytest
+import structlog
 
 import lab
 from collector.sinks import pcap
@@ -22,6 +23,11 @@ from tunnelbridge.linux.receive import Slab, SlabPool
 
 SLOTS, SIZE = 64, 2000
 assert SLOTS * SIZE >= SMALL
+
+
+@pytest.fixture(autouse=True)
+def plain_logging() -> None:
+    structlog.reset_defaults()  # another test may have sent it to a file that is closed by now
 
 
 @pytest.fixture
@@ -170,6 +176,22 @@ def test_small_batches_are_copied(reader: Reader, pool: SlabPool) -> None:
     expected = [frame(number, 60) for number in range(18)]
     expected += [b"AB" + frame(100, 60), b"CDEF" + frame(101, 60)]
     assert [packet for _, packet, _ in written] == expected
+
+
+def test_what_is_written_makes_room_and_large_batches_are_not_copied(
+    tmp_path: Path, pool: SlabPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pcap, "QUEUED_OCTETS", 2 * SLOTS * SIZE)
+    monkeypatch.setattr(pcap, "_copy", lambda _: pytest.fail("was copied"))
+    sink = PcapSink(str(tmp_path / "x"))
+    for number in range(3 * QUEUED_SLABS):
+        slab = take(pool)
+        sink.put(fill(slab, SLOTS, SIZE), slab)
+        slab.release()
+        lab.until(lambda n=number: sink.ledger.delivered == (n + 1) * SLOTS, what="delivered")
+    sink.close()
+
+    assert sink.ledger.dropped == Counter()
 
 
 def test_one_batch_may_be_larger_than_the_queue(
