@@ -59,7 +59,7 @@ _writev.restype = ctypes.c_ssize_t
 
 def address(array: npt.NDArray[Any]) -> int:
     """Return the memory address of an array's first octet."""
-    return int(array.__array_interface__["data"][0])
+    return array.ctypes.data  # __array_interface__ would describe every field of a structured dtype
 
 
 def sendmmsg(fd: int, messages: int, count: int, flags: int) -> int:
