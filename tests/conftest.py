@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "captures"
 
@@ -24,6 +26,13 @@ def root() -> None:
     """Skip without root: namespaces, raw sockets and taps need it."""
     if os.geteuid() != 0:
         pytest.skip("needs root (namespaces, raw sockets, taps)")
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Leave no logger behind that writes to the standard error pytest captured for one test."""
+    yield
+    structlog.reset_defaults()
 
 
 def need(*tools: str) -> None:

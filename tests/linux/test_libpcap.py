@@ -71,7 +71,7 @@ def test_live_programs_equal_tcpdump(pair: tuple[str, str, str], expression: str
     assert decimal(program) == expected.strip()
 
 
-def test_an_interface_that_is_down_gets_the_same_program() -> None:
+def test_an_interface_that_is_down_gets_the_same_program(root: None) -> None:
     with lab.namespace() as ns, lab.veth(ns, ns) as (near, _):
         up = lab.in_namespace(ns, compile_filter, "vlan 5", near)
         lab.run("ip", "-n", ns, "link", "set", near, "down")
