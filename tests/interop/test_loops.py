@@ -41,6 +41,8 @@ ENCAPSULATIONS = (
 ALL = [f"{name}://{remote(far)}" for name in ENCAPSULATIONS for far in (FAR4, FAR6)]
 PORTS = {4789, 6081, 37008, 8099}
 SEED_PORT, SEEDS = 9999, 12
+NO_NOISE = ("--filter", "not arp and not icmp6")
+"""Neighbours are looked up whenever they like, on links where nobody counts."""
 QUIET = 0.3
 
 
@@ -196,7 +198,7 @@ def test_a_second_sender_on_the_path(place: Place) -> None:
     collector = live.listen(lab, net.far, "--pcap", str(pcap))
     watch = Watch(place)
     first = live.send(lab, net.host, "-i", MIRRORED, *options(ALL))
-    second = live.send(lab, net.router, "-i", "host0", "-i", "far0", *options(ALL))
+    second = live.send(lab, net.router, "-i", "host0", "-i", "far0", *NO_NOISE, *options(ALL))
 
     live.inject(net.source, "eth0", live.corpus())
     sow(net)
@@ -235,8 +237,8 @@ def test_two_senders_towards_each_other(
     lab, net = place.lab, place.net
     collectors = [live.listen(lab, each) for each in (net.host, net.far) if collects]
     watch = Watch(place)
-    near = live.send(lab, net.host, "-i", "up0", "--to", f"{there}://{FAR4}")
-    far = live.send(lab, net.far, "-i", "eth0", "--to", f"{back}://{HOST4}")
+    near = live.send(lab, net.host, "-i", "up0", *NO_NOISE, "--to", f"{there}://{FAR4}")
+    far = live.send(lab, net.far, "-i", "eth0", *NO_NOISE, "--to", f"{back}://{HOST4}")
 
     sow(net)
     watch.settle(limit=30 * 2 * SEEDS)
