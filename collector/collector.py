@@ -28,6 +28,8 @@ from tunnelbridge.wire.reasons import Reason, count
 from tunnelbridge.wire.walk import LEVELS
 
 TICK: Final = 1.0
+DRAIN: Final = 0.5
+"""Seconds that emptying the sockets may take at the end."""
 SLABS_AT_ONCE: Final = 4
 """Slabs per wake-up, so that signals and other sockets are never kept waiting."""
 
@@ -91,14 +93,20 @@ class Collector:
         ticker = asyncio.create_task(self._tick())
         try:
             await self._stop.wait()
-            for listener in self.listeners.open:
-                loop.remove_reader(listener.receiver.fileno())
-                self._on_readable(listener)  # what already waits in the socket is still taken
+            self._drain(loop)
         finally:
             ticker.cancel()
             self._count_drops()
             self._close()
             self._line.clear()
+
+    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take what already waits in the sockets, as long as that does not keep the user waiting."""
+        deadline = loop.time() + DRAIN
+        for listener in self.listeners.open:
+            loop.remove_reader(listener.receiver.fileno())
+            while self._on_readable(listener) and loop.time() < deadline:
+                pass
 
     def _end(self, reason: str) -> None:
         self._reason = self._reason or reason
@@ -109,19 +117,19 @@ class Collector:
         for sink in self.sinks:
             sink.close()
 
-    def _on_readable(self, listener: Listener) -> None:
+    def _on_readable(self, listener: Listener) -> bool:
+        """Process a few slabs of datagrams; tell whether there may be more."""
         for _ in range(SLABS_AT_ONCE):
-            slab = self._pool.take()
-            if slab is None or self._is_done:
-                if slab is not None:
-                    slab.release()
-                return
+            slab = None if self._is_done else self._pool.take()
+            if slab is None:
+                return False
             datagrams = listener.receiver.receive(slab)
             if datagrams is not None:
                 self._process(datagrams, listener)
             slab.release()
             if datagrams is None:
-                return
+                return False
+        return True
 
     @property
     def _is_done(self) -> bool:
@@ -169,6 +177,14 @@ class Collector:
             await asyncio.sleep(TICK)
             self._count_drops()
             self._show_rate()
+            ledger = self.ledger
+            self._log.debug(
+                "counters",
+                received=ledger.received,
+                decapsulated=ledger.decapsulated,
+                rejected=dict(ledger.rejected),
+                socket_dropped=ledger.socket_dropped,
+            )
             if any(isinstance(sink, PcapSink) and sink.failed for sink in self.sinks):
                 self._end("nobody reads the pcap output any more")
 

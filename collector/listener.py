@@ -65,7 +65,7 @@ def parse_wanted(
     ip: Sequence[str],
 ) -> Wanted:
     """Return what the command line asks for; raises UsageError."""
-    ports = dict.fromkeys(vxlan, Kind.VXLAN) | dict.fromkeys(geneve, Kind.GENEVE)
+    named = [(port, Kind.VXLAN) for port in vxlan] + [(port, Kind.GENEVE) for port in geneve]
     for text in others:
         name, colon, port = text.partition(":")
         kind = UDP_KINDS.get(name)
@@ -73,7 +73,11 @@ def parse_wanted(
             raise UsageError(
                 f"--udp {text}: expected KIND:PORT, KIND one of {', '.join(UDP_KINDS)}"
             )
-        ports[int(port)] = kind
+        named.append((int(port), kind))
+    ports: dict[int, Kind] = {}
+    for number, kind in named:
+        if ports.setdefault(number, kind) != kind:
+            raise UsageError(f"UDP port {number} cannot be {ports[number].slug} and {kind.slug}")
     for name in ip:
         if name not in IP_KINDS:
             raise UsageError(f"--ip {name}: expected one of {', '.join(IP_KINDS)}")

@@ -210,6 +210,15 @@ class Sender:
                 with contextlib.suppress(UserError):  # no route now: sending counts it
                     tunnel.refresh()
             self._show_rate()
+            ledger = self.ledger
+            self._log.debug(
+                "counters",
+                received=ledger.received,
+                kernel_dropped=ledger.kernel_dropped,
+                refused=dict(ledger.refused),
+                cloned=ledger.cloned,
+                path_mtu={tunnel.ledger.name: tunnel.path_mtu for tunnel in self.tunnels},
+            )
 
     def _show_rate(self) -> None:
         ledger = self.ledger
