@@ -22,7 +22,8 @@ from collector.sinks.tap import TapSink
 from collector.streams import StreamTable
 from tunnelbridge import console
 from tunnelbridge.errors import UserError
-from tunnelbridge.linux.receive import Datagrams, SlabPool
+from tunnelbridge.linux.receive import Datagrams
+from tunnelbridge.linux.slab import SlabPool
 from tunnelbridge.wire import udp
 from tunnelbridge.wire.reasons import Reason, count
 from tunnelbridge.wire.walk import LEVELS

@@ -40,6 +40,8 @@ VNET_HEADER: Final = np.dtype(
     ]
 )
 """struct virtio_net_hdr (linux/virtio_net.h), host byte order: what the kernel left undone."""
+NEEDS_CSUM: Final = 1
+"""VIRTIO_NET_HDR_F_NEEDS_CSUM, a bit of ``flags``."""
 
 
 def zeros(count: int) -> Column:

@@ -19,7 +19,7 @@ import structlog
 from collector.ledger import SinkLedger
 from tunnelbridge.batch import Batch
 from tunnelbridge.linux.pcap_writer import RECORD_HEADER, PcapWriter, open_pcap
-from tunnelbridge.linux.receive import Slab
+from tunnelbridge.linux.slab import Slab
 from tunnelbridge.wire.octets import ragged
 
 QUEUED_SLABS: Final = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collector.ledger import SinkLedger
 from tunnelbridge.batch import Batch
-from tunnelbridge.linux.receive import Slab
+from tunnelbridge.linux.slab import Slab
 from tunnelbridge.linux.tap import open_tap
 
 

@@ -13,7 +13,7 @@ import pytest
 import lab
 from collector.listener import Listeners, Wanted, parse_wanted
 from tunnelbridge.errors import UsageError, UserError
-from tunnelbridge.linux.receive import SlabPool
+from tunnelbridge.linux.slab import SlabPool
 from tunnelbridge.wire import udp
 from tunnelbridge.wire.layer import Kind
 

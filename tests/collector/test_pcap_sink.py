@@ -19,7 +19,7 @@ from collector.sinks import pcap
 from collector.sinks.pcap import QUEUED_SLABS, SMALL, PcapSink
 from tunnelbridge.batch import Batch
 from tunnelbridge.errors import UserError
-from tunnelbridge.linux.receive import Slab, SlabPool
+from tunnelbridge.linux.slab import Slab, SlabPool
 
 SLOTS, SIZE = 64, 2000
 assert SLOTS * SIZE >= SMALL

@@ -12,7 +12,7 @@ import lab
 from collector.sinks.tap import TapSink
 from tunnelbridge.batch import from_packets
 from tunnelbridge.errors import UsageError, UserError
-from tunnelbridge.linux.receive import SlabPool
+from tunnelbridge.linux.slab import SlabPool
 
 pytestmark = pytest.mark.usefixtures("root")
 

@@ -20,15 +20,9 @@ import lab
 from tunnelbridge.batch import INBOUND
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux import libc, options, receive
-from tunnelbridge.linux.receive import (
-    Datagrams,
-    Receiver,
-    Slab,
-    SlabPool,
-    open_raw,
-    open_udp,
-    quiet,
-)
+from tunnelbridge.linux.listen import open_raw, open_udp, quiet
+from tunnelbridge.linux.receive import Datagrams, Receiver
+from tunnelbridge.linux.slab import Slab, SlabPool
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 FAMILIES = pytest.mark.parametrize("family", list(LOOPBACK), ids=["v4", "v6"])

@@ -445,10 +445,10 @@ def test_fewer_blocks_where_memory_is_short(
 ) -> None:
     request = tpacket._request
 
-    def short(sock: socket.socket, size: int, count: int, retire: int) -> None:
+    def short(sock: socket.socket, size: int, count: int) -> None:
         if count > room:
             raise OSError(errno.ENOMEM, "simulated")
-        request(sock, size, count, retire)
+        request(sock, size, count)
 
     monkeypatch.setattr(tpacket, "_request", short)
     if expected is None:

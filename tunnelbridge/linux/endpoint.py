@@ -21,7 +21,6 @@ IP_RECVERR: Final = 11
 IPV6_MTU_DISCOVER: Final = 23
 IPV6_RECVERR: Final = 25
 PMTUDISC_DONT: Final = 0
-PMTUDISC_DO: Final = 2
 
 NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV})
 """Errors that the next packet to the same remote would meet as well."""
@@ -32,7 +31,7 @@ class Endpoint:
     """Where a tunnel's packets go and how their outer IP header looks.
 
     ``remote`` and ``local`` are IP literals; ``protocol`` is 47 (GRE) or 17 (UDP); ``ttl`` None
-    means 64. ``dont_fragment`` False clears DF and lets the kernel fragment the outer packet.
+    means 64. DF is clear: the kernel may fragment the outer packet.
     """
 
     remote: str
@@ -40,7 +39,6 @@ class Endpoint:
     local: str | None = None
     ttl: int | None = None
     dscp: int = 0
-    dont_fragment: bool = False
 
 
 def connected(
@@ -72,19 +70,18 @@ def connected(
 def _set_header_options(sock: socket.socket, endpoint: Endpoint) -> None:
     """Set what the kernel writes into the outer IP header, and the buffers."""
     ttl = 64 if endpoint.ttl is None else endpoint.ttl
-    discover = PMTUDISC_DO if endpoint.dont_fragment else PMTUDISC_DONT
     if sock.family == socket.AF_INET:
         level, chosen = socket.IPPROTO_IP, [
             (socket.IP_TTL, ttl),
             (socket.IP_TOS, endpoint.dscp << 2),
-            (IP_MTU_DISCOVER, discover),
+            (IP_MTU_DISCOVER, PMTUDISC_DONT),
             (IP_RECVERR, 1),  # also what makes a packet that a qdisc dropped come back as ENOBUFS
         ]  # fmt: skip
     else:
         level, chosen = socket.IPPROTO_IPV6, [
             (socket.IPV6_UNICAST_HOPS, ttl),
             (socket.IPV6_TCLASS, endpoint.dscp << 2),
-            (IPV6_MTU_DISCOVER, discover),
+            (IPV6_MTU_DISCOVER, PMTUDISC_DONT),
             (IPV6_RECVERR, 1),
         ]  # fmt: skip
     for option, value in chosen:

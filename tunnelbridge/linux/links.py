@@ -12,12 +12,12 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.rtnl import RTMGRP_LINK
 
-IFF_UP: Final = 1
+from tunnelbridge.linux.options import IFF_UP
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,10 @@ from tunnelbridge.linux import libc, options, privileges
 SO_TIMESTAMPNS: Final = 35
 RECEIVE_BUFFER: Final = 64 << 20
 ACCEPT: Final = 0x40000  # octets a filter lets through: all of them
+PROTOCOLS: Final = {
+    4: "IPv4-in-IP", 17: "UDP", 41: "IPv6-in-IP", 47: "GRE", 97: "EtherIP", 137: "MPLS-in-IP",
+}  # fmt: skip
+"""IP protocol numbers as an error names them."""
 
 
 def open_raw(
@@ -34,8 +38,8 @@ def open_raw(
     try:
         sock = socket.socket(family, socket.SOCK_RAW, protocol)
     except PermissionError:
-        what = f"receiving {'UDP' if protocol == socket.IPPROTO_UDP else 'GRE'} tunnels"
-        raise privileges.missing("CAP_NET_RAW", what) from None
+        name = PROTOCOLS.get(protocol, f"IP protocol {protocol}")
+        raise privileges.missing("CAP_NET_RAW", f"receiving {name} tunnels") from None
     with contextlib.ExitStack() as opening:
         opening.enter_context(sock)
         # A raw socket receives from its first moment: refuse all, throw away, then choose.

@@ -11,26 +11,12 @@ import numpy.typing as npt
 from tunnelbridge.batch import Batch, Column
 from tunnelbridge.linux import libc, options
 from tunnelbridge.linux.endpoint import Endpoint
+from tunnelbridge.wire import ipv4
 
 LIMIT: Final = 1024  # messages per sendmmsg (UIO_MAXIOV)
 
 Headers = npt.NDArray[np.void]
 """Shape (LIMIT,): outer IP headers."""
-
-IPV4_HEADER: Final = np.dtype(
-    [
-        ("version", "u1"),
-        ("tos", "u1"),
-        ("length", ">u2"),
-        ("id", ">u2"),
-        ("fragment", ">u2"),
-        ("ttl", "u1"),
-        ("protocol", "u1"),
-        ("checksum", ">u2"),
-        ("source", "V4"),
-        ("destination", "V4"),
-    ]
-)
 
 
 class Messages:
@@ -63,7 +49,9 @@ class Messages:
         vectors = self._vectors[:count]
         last = 0
         if outer is not None:
-            outer["length"][:count] = outer.itemsize + rows.shape[1] + batch.total_length[part]
+            outer["total_length"][:count] = (
+                outer.itemsize + rows.shape[1] + batch.total_length[part]
+            )
             vectors["base"][:, 0] = libc.address(outer) + np.arange(count) * outer.itemsize
             vectors["length"][:, 0] = outer.itemsize
             last = 1
@@ -84,11 +72,15 @@ def ipv4_headers(endpoint: Endpoint, sock: socket.socket) -> Headers:
 
     It fills in id and checksum, and the source where that is 0 (raw(7)).
     """
-    headers = np.zeros(LIMIT, IPV4_HEADER)
-    headers["version"] = 0x45
+    headers = np.zeros(LIMIT, ipv4.HEADER)
+    headers["version_ihl"] = 0x45
     headers["tos"] = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS)
     headers["ttl"] = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
     headers["protocol"] = endpoint.protocol
-    headers["source"] = np.void(socket.inet_aton(endpoint.local or "0.0.0.0"))
-    headers["destination"] = np.void(socket.inet_aton(options.resolve(endpoint.remote)[1][0]))
+    headers["source"] = _number(endpoint.local or "0.0.0.0")
+    headers["destination"] = _number(options.resolve(endpoint.remote)[1][0])
     return headers
+
+
+def _number(address: str) -> int:
+    return int.from_bytes(socket.inet_aton(address))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -18,8 +18,6 @@ from pyroute2.netlink.exceptions import NetlinkError
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux import options
 from tunnelbridge.linux.namespace import in_thread
-
-IFF_UP: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def _as_link(message: Any) -> Link:
         mtu=message.get_attr("IFLA_MTU"),
         mac=_octets(mac),
         kind=message["ifi_type"],
-        up=bool(message["flags"] & IFF_UP),
+        up=bool(message["flags"] & options.IFF_UP),
     )
 
 

@@ -1,4 +1,4 @@
-"""Socket options that sending and receiving share; numbers from linux/in.h, in6.h and socket.h."""
+"""Socket options that sending and receiving share; numbers from linux/in.h, in6.h, if.h, socket.h."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tunnelbridge.linux import libc
 
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
+IFF_UP: Final = 1  # of an interface's flags, linux/if.h
 
 REFUSE_ALL: Final[libc.Program] = np.array([(0x06, 0, 0, 0)], libc.BPF_INSTRUCTION)
 """Classic BPF ``ret #0``: the socket receives nothing."""

@@ -44,16 +44,10 @@ def names(mask: int) -> frozenset[str]:
     )
 
 
-def require(capability: str, what: str) -> None:
-    """Raise UserError unless the calling thread has ``capability``, which ``what`` needs."""
-    if capability not in effective_capabilities():
-        raise missing(capability, what)
-
-
 def missing(capability: str, what: str) -> UserError:
     """Return the error that says what needs ``capability`` and how to get it.
 
-    For callers to whom the kernel has just answered EPERM; :func:`require` asks beforehand.
+    For callers to whom the kernel has just answered EPERM.
     """
     grant = "cap_net_raw,cap_net_admin"
     if capability.lower() not in grant.split(","):

@@ -12,10 +12,8 @@ import numpy.typing as npt
 
 from tunnelbridge.batch import INBOUND, Batch, Column
 from tunnelbridge.linux import libc
-from tunnelbridge.linux.listen import SO_TIMESTAMPNS, open_raw, open_udp, quiet
-from tunnelbridge.linux.slab import Slab, SlabPool
-
-__all__ = ["Datagrams", "Receiver", "Slab", "SlabPool", "open_raw", "open_udp", "quiet"]
+from tunnelbridge.linux.listen import SO_TIMESTAMPNS
+from tunnelbridge.linux.slab import Slab
 
 SO_MEMINFO: Final = 55
 _MEMINFO: Final = struct.Struct("=9I")

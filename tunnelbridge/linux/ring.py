@@ -1,7 +1,7 @@
 """Capture: one interface's packets as batches over a TPACKET_V3 ring that the kernel fills.
 
 The ring is one shared memory of equal blocks. The kernel packs packets into a block, each behind a
-``struct tpacket3_hdr``, and hands over the whole block when it is full or ``retire_ms`` old; we read
+``struct tpacket3_hdr``, and hands over the whole block when it is full or 2 ms old; we read
 it in place and give it back. Source: the kernel's Documentation/networking/packet_mmap.rst and
 net/packet/af_packet.c.
 """
@@ -12,16 +12,14 @@ import contextlib
 import mmap
 import socket
 import struct
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from tunnelbridge.batch import INBOUND, OUTBOUND, VNET_HEADER, Batch, Column, Octets
-from tunnelbridge.linux import libc, tpacket
+from tunnelbridge.batch import INBOUND, NEEDS_CSUM, OUTBOUND, VNET_HEADER, Batch, Column, Octets
+from tunnelbridge.linux import libc, options, tpacket
+from tunnelbridge.wire.ethernet import TPID_8021Q
 from tunnelbridge.wire.octets import load
-
-TPID_8021Q: Final = 0x8100
-NEEDS_CSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM
 
 
 class Ring:
@@ -35,7 +33,6 @@ class Ring:
         block_size: octets of a block, a multiple of the page size. A packet longer than a block is
             cut by the kernel.
         blocks: how many blocks; halved until the kernel has memory for them, down to 4.
-        retire_ms: after how long a block that is not full becomes readable.
 
     ``vnet`` tells whether the kernel describes unfinished checksums and segmentation here
     (PACKET_VNET_HDR). An interface that is down is accepted: packets come once it is up.
@@ -53,14 +50,13 @@ class Ring:
         ignore_outgoing: bool = False,
         block_size: int = 1 << 18,
         blocks: int = 256,
-        retire_ms: int = 2,
     ) -> None:
         self.interface = interface
         self.block_size = block_size
         self._next = self._held = self._packets = self._drops = 0
         self._socket = tpacket.open_socket(interface, program, ignore_outgoing)
         try:
-            self.blocks, self.vnet = tpacket.allocate(self._socket, block_size, blocks, retire_ms)
+            self.blocks, self.vnet = tpacket.allocate(self._socket, block_size, blocks)
             self._map = mmap.mmap(self._socket.fileno(), self.blocks * block_size)
             self._words = memoryview(self._map).cast("I")
             self.memory: Octets = np.frombuffer(self._map, np.uint8)
@@ -153,8 +149,8 @@ class Ring:
         return self._packets, self._drops
 
     def stop(self) -> None:
-        """Accept no further packet. What came before stays readable, the last within retire_ms."""
-        libc.attach_filter(self._socket.fileno(), tpacket.REFUSE_ALL)
+        """Accept no further packet. What came before stays readable, the last within 2 ms."""
+        libc.attach_filter(self._socket.fileno(), options.REFUSE_ALL)
 
     def clear_error(self) -> int:
         """Return the pending error (errno, 0 for none) and clear it.

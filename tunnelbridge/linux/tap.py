@@ -24,11 +24,12 @@ from tunnelbridge.batch import Batch
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux import privileges
 from tunnelbridge.linux.namespace import in_thread
+from tunnelbridge.linux.options import IFF_UP
 
 TUNSETIFF: Final = 0x400454CA
 IFF_TAP: Final = 0x0002
 IFF_NO_PI: Final = 0x1000
-IFF_NOARP, IFF_MULTICAST, IFF_UP = 0x80, 0x1000, 0x1  # linux/if.h
+IFF_NOARP, IFF_MULTICAST = 0x80, 0x1000  # linux/if.h
 
 DEVICE: Final = Path("/dev/net/tun")
 MTU: Final = 65521

@@ -33,6 +33,8 @@ TP_STATUS_VLAN_VALID: Final = 1 << 4
 TP_STATUS_VLAN_TPID_VALID: Final = 1 << 6
 
 FEWEST_BLOCKS: Final = 4
+RETIRE_MS: Final = 2
+"""After how long a block that is not full becomes readable."""
 FRAME_SIZE: Final = 2048  # V3 packs packets tightly and uses this for arithmetic checks only
 
 # 32-bit words of struct tpacket_block_desc: version, offset_to_priv, then struct tpacket_hdr_v1
@@ -49,9 +51,6 @@ PACKET: Final = np.dtype(
     }
 )
 """struct tpacket3_hdr (48 octets) and the start of the struct sockaddr_ll behind it."""
-
-REFUSE_ALL: Final[libc.Program] = np.array([(0x06, 0, 0, 0)], libc.BPF_INSTRUCTION)
-"""Classic BPF ``ret #0``."""
 
 
 def interface_index(name: str) -> int:
@@ -106,7 +105,7 @@ def _attach(sock: socket.socket, interface: str, program: libc.Program) -> None:
         ) from None
 
 
-def allocate(sock: socket.socket, block_size: int, blocks: int, retire_ms: int) -> tuple[int, bool]:
+def allocate(sock: socket.socket, block_size: int, blocks: int) -> tuple[int, bool]:
     """Give the socket a ring of at most ``blocks`` blocks.
 
     Returns how many blocks the kernel had memory for, and whether each packet comes with a
@@ -116,7 +115,7 @@ def allocate(sock: socket.socket, block_size: int, blocks: int, retire_ms: int) 
     vnet = _set_vnet(sock, True)
     while True:
         try:
-            _request(sock, block_size, blocks, retire_ms)
+            _request(sock, block_size, blocks)
             return blocks, vnet
         except OSError as error:
             if error.errno == errno.EINVAL and vnet:  # a kernel where ring and header exclude
@@ -141,8 +140,8 @@ def _set_vnet(sock: socket.socket, wanted: bool) -> bool:
     return wanted
 
 
-def _request(sock: socket.socket, block_size: int, blocks: int, retire_ms: int) -> None:
+def _request(sock: socket.socket, block_size: int, blocks: int) -> None:
     """Create the ring (struct tpacket_req3)."""
     frames = block_size // FRAME_SIZE * blocks
-    request = struct.pack("7I", block_size, blocks, FRAME_SIZE, frames, retire_ms, 0, 0)
+    request = struct.pack("7I", block_size, blocks, FRAME_SIZE, frames, RETIRE_MS, 0, 0)
     sock.setsockopt(libc.SOL_PACKET, PACKET_RX_RING, request)

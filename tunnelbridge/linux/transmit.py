@@ -27,7 +27,8 @@ import numpy.typing as npt
 from tunnelbridge.batch import Batch, Column
 from tunnelbridge.linux import libc, options
 from tunnelbridge.linux.endpoint import NO_ROUTE, Endpoint, connected, icmp_errors
-from tunnelbridge.linux.messages import IPV4_HEADER, LIMIT, Headers, Messages, ipv4_headers
+from tunnelbridge.linux.messages import LIMIT, Headers, Messages, ipv4_headers
+from tunnelbridge.wire import ipv4
 
 UDP_HEADER: Final = 8
 PATIENCE: Final = 0.1  # seconds one send() may wait for a full queue
@@ -209,7 +210,7 @@ class RawTunnelSocket(TunnelSocket):
         with contextlib.ExitStack() as opening:
             sock = connected(endpoint, family, socket.SOCK_RAW, endpoint.protocol)
             sockets = [opening.enter_context(sock)]
-            if family == socket.AF_INET and not endpoint.dont_fragment:
+            if family == socket.AF_INET:
                 whole = connected(endpoint, family, socket.SOCK_RAW, endpoint.protocol)
                 sockets.append(opening.enter_context(whole))
                 whole.setsockopt(socket.IPPROTO_IP, IP_HDRINCL, 1)
@@ -240,7 +241,7 @@ class RawTunnelSocket(TunnelSocket):
         except OSError:  # the route it was connected by is gone
             self._reconnect()
             return -1
-        longest: int = IPV4_HEADER.itemsize + rows.shape[1] + int(batch.total_length.max())
+        longest: int = ipv4.HEADER.itemsize + rows.shape[1] + int(batch.total_length.max())
         return mtu - longest
 
     def _reconnect(self) -> None:

@@ -10,12 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from tunnelbridge.batch import Batch
+from tunnelbridge.batch import NEEDS_CSUM, Batch
 from tunnelbridge.restore import heads
 from tunnelbridge.wire.octets import checksum, sum_words
 
-NEEDS_CSUM: Final = 1
-"""VIRTIO_NET_HDR_F_NEEDS_CSUM."""
 GSO_TYPE: Final = 0x0F
 """``gso_type`` without its flags (ECN 0x80, tunnels 0x40 and 0x20, proposed: AccECN 0x10)."""
 MACS: Final = 12

@@ -19,20 +19,16 @@ import numpy.typing as npt
 
 from tunnelbridge.batch import Column, Flags, Octets, zeros
 from tunnelbridge.restore import heads
+from tunnelbridge.wire.ethernet import IPV4, IPV6, MAX_TAGS, TAG_TYPES
+from tunnelbridge.wire.ipv6 import AUTHENTICATION, EXTENSIONS, MAX_EXTENSIONS, ROUTING
 
 LEVELS: Final = 4
 """How many IP headers with a transport between them are followed."""
-TAGS: Final = (0x8100, 0x88A8, 0x9100, 0x9200)
-MOST_TAGS: Final = 8
-MOST_EXTENSIONS: Final = 8
 
 ETHERNET: Final = 0x6558  # Transparent Ethernet Bridging: also "an Ethernet header is next" here
-IPV4: Final = 0x0800
-IPV6: Final = 0x86DD
 LOST: Final = 0
 
-IPIP, TCP, UDP, SIX, ROUTING, GRE, AUTHENTICATION = 4, 6, 17, 41, 43, 47, 51
-EXTENSIONS: Final = (0, ROUTING, 60, AUTHENTICATION)  # hop-by-hop, …, destination options, …
+IPIP, TCP, UDP, SIX, GRE = 4, 6, 17, 41, 47
 ABSENT: Final = -1
 _GPE: Final = np.array([LOST, IPV4, IPV6, ETHERNET, LOST])
 """EtherTypes by next protocol of VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe §3.2)."""
@@ -129,8 +125,8 @@ def _link(reader: _Reader, at: Column, kind: Column) -> tuple[Column, Column]:
         return at, kind
     at = at + 12 * ethernet
     kind = np.where(ethernet, reader.u16(at), kind)
-    for _ in range(MOST_TAGS):
-        tagged = ethernet & np.isin(kind, TAGS)
+    for _ in range(MAX_TAGS):
+        tagged = ethernet & np.isin(kind, TAG_TYPES)
         if not tagged.any():
             break
         at = at + 4 * tagged
@@ -157,7 +153,7 @@ def _internet(
     number = np.where(four | six, number, ABSENT)
     destination = at + np.where(four, 16, 24)
     jumbo = np.full(len(at), ABSENT, np.int64)
-    for _ in range(MOST_EXTENSIONS):
+    for _ in range(MAX_EXTENSIONS):
         extension = six & np.isin(number, EXTENSIONS)
         if not extension.any():
             break

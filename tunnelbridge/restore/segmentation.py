@@ -13,9 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from tunnelbridge.batch import INBOUND, Batch, Column, Flags, Octets, zeros
+from tunnelbridge.batch import INBOUND, NEEDS_CSUM, Batch, Column, Flags, Octets, zeros
 from tunnelbridge.restore import fields, heads
-from tunnelbridge.restore.checksums import GSO_TYPE, NEEDS_CSUM
+from tunnelbridge.restore.checksums import GSO_TYPE
 from tunnelbridge.restore.headers import ABSENT, TCP, UDP, Headers, find
 from tunnelbridge.wire.octets import ragged
 

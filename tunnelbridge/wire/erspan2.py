@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import Column, Octets
+from tunnelbridge.wire.ethernet import TPID_8021Q
 from tunnelbridge.wire.layer import Clones, Kind, Layer, layer, refuse
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
@@ -64,6 +65,6 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     word = header["cos_en_t_session"].astype(np.int64)
     found.identifier = word & MAX_SESSION
     found.truncated = word & TRUNCATED != 0
-    tag = (0x8100 << 16) | (word & 0xE000) | (header["version_vlan"] & 0xFFF)
+    tag = (TPID_8021Q << 16) | (word & 0xE000) | (header["version_vlan"] & 0xFFF)
     found.tag = np.where((word >> 11) & 3 == REMOVED, tag, 0)
     return found

@@ -22,7 +22,8 @@ from tunnelbridge.wire.reasons import Reason
 
 HEADER: Final = np.dtype([("destination", "V6"), ("source", "V6"), ("type", ">u2")])
 TAG: Final = np.dtype([("tci", ">u2"), ("type", ">u2")])
-TAG_TYPES: Final = (0x8100, 0x88A8, 0x9100, 0x9200)
+TPID_8021Q: Final = 0x8100
+TAG_TYPES: Final = (TPID_8021Q, 0x88A8, 0x9100, 0x9200)
 MAX_TAGS: Final = 8
 MAX_PADDING: Final = 46
 

@@ -39,11 +39,12 @@ EXTENSION: Final = np.dtype(
     [("next_header", "u1"), ("length", "u1"), ("fragment", ">u2"), ("identification", ">u4")]
 )
 
-FRAGMENT: Final = 44
-AUTHENTICATION: Final = 51
+ROUTING, FRAGMENT, AUTHENTICATION = 43, 44, 51
+EXTENSIONS: Final = (0, ROUTING, AUTHENTICATION, 60)
+"""Next headers that are skipped; 0 are hop-by-hop options, 60 those for the destination."""
 MAX_EXTENSIONS: Final = 8
 
-_IS_EXTENSION: Final = np.isin(np.arange(256), (0, 43, FRAGMENT, AUTHENTICATION, 60))
+_IS_EXTENSION: Final = np.isin(np.arange(256), (*EXTENSIONS, FRAGMENT))
 
 
 def decode(memory: Octets, start: Column, end: Column) -> Layer:
