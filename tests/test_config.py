@@ -42,6 +42,15 @@ def test_every_tunnel_has_defaults(scheme: str) -> None:
     assert spec.encapsulation(may_cut=False).overhead >= 4
 
 
+def test_names_as_long_as_their_octet_count_can_say() -> None:
+    names = {"source_vn": "é" * 127 + "a", "destination_vn": "b" * 255}
+    text = "&".join(f"{option}={name}" for option, name in names.items())
+
+    stack = parse_tunnel(f"juniper://192.0.2.1?{text}").encapsulation(may_cut=False)
+
+    assert stack.overhead == 8 + 6 + 2 * (2 + 255) + 2
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -75,6 +84,14 @@ def test_every_tunnel_has_defaults(scheme: str) -> None:
         ("vxlan://192.0.2.1:70000", "Port out of range"),
         ("vxlan://192.0.2.1?vni", "bad query field: 'vni'"),
         ("juniper://192.0.2.1?host=2001:db8::1", "host=2001:db8::1"),
+        (f"juniper://192.0.2.1?source_vn={'é' * 128}", "longer than 255 octets"),
+        (f"juniper://192.0.2.1?destination_vn={'a' * 256}", "longer than 255 octets"),
+        ("gre://user@192.0.2.1", "no user in front of the remote"),
+        ("gre://:word@192.0.2.1", "no user in front of the remote"),
+        ("vxlan://192.0.2.1?vni=1&vni=2", "vni is given twice"),
+        ("vxlan://192.0.2.1?vni=1&dscp=3&vni=1", "vni is given twice"),
+        ("gre://192.0.2.1#x", "nothing can follow a #"),
+        ("gre://192.0.2.1?key=7#", "nothing can follow a #"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(text: str, says: str) -> None:

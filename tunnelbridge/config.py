@@ -8,13 +8,16 @@ from __future__ import annotations
 import ipaddress
 from enum import StrEnum
 from typing import Any, Final, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tunnelbridge.errors import UsageError
 from tunnelbridge.wire import encapsulation as wire
 from tunnelbridge.wire import erspan2, erspan3, vxlan
+
+LONGEST_NAME: Final = 255
+"""Octets of a network's name in the Juniper header: its length is one octet."""
 
 
 class MtuPolicy(StrEnum):
@@ -135,13 +138,20 @@ class Juniper(Outer):
 
     port: int = Field(default=8099, ge=1, le=65535)  # type: ignore[assignment]
     host: str | None = None
-    source_vn: str = Field(default="", max_length=255)
-    destination_vn: str = Field(default="", max_length=255)
+    source_vn: str = ""
+    destination_vn: str = ""
 
     @field_validator("host")
     @classmethod
     def _host_is_ipv4(cls, value: str | None) -> str | None:
         return None if value is None else str(ipaddress.IPv4Address(value))
+
+    @field_validator("source_vn", "destination_vn")
+    @classmethod
+    def _name_fits(cls, value: str) -> str:
+        if len(value.encode()) > LONGEST_NAME:
+            raise ValueError(f"longer than {LONGEST_NAME} octets")
+        return value
 
     def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
         """Return the Juniper header."""
@@ -177,10 +187,12 @@ def parse_tunnel(text: str) -> Outer:
         )
     try:
         parts = urlsplit(f"//{rest}")
-        values: dict[str, Any] = dict(parse_qsl(parts.query, True, True)) if parts.query else {}
+        pairs = parse_qsl(parts.query, True, True) if parts.query else []
         remote, port = parts.hostname, parts.port
     except ValueError as error:
         raise UsageError(f"tunnel {text}: {error}") from None
+    values: dict[str, Any] = dict(pairs)
+    _refuse_what_means_nothing(text, parts, [option for option, _ in pairs])
     if not remote or parts.path not in ("", "/"):
         raise UsageError(f"tunnel {text}: expected ENCAP://REMOTE[:PORT][?option=value&…]")
     for reserved in ("remote", "port"):
@@ -194,6 +206,17 @@ def parse_tunnel(text: str) -> Outer:
         return model(remote=remote, **values)
     except ValidationError as error:
         raise UsageError(f"tunnel {text}: {_first_problem(error, model)}") from None
+
+
+def _refuse_what_means_nothing(text: str, parts: SplitResult, options: list[str]) -> None:
+    """Refuse the parts of a URL that a tunnel has no use for, and options that come twice."""
+    if "@" in parts.netloc:
+        raise UsageError(f"tunnel {text}: a tunnel has no user in front of the remote and its @")
+    if "#" in text:
+        raise UsageError(f"tunnel {text}: nothing can follow a #; write %23 for one in a value")
+    for option in options:
+        if options.count(option) > 1:
+            raise UsageError(f"tunnel {text}: {option} is given twice")
 
 
 def _first_problem(error: ValidationError, model: type[Outer]) -> str:
