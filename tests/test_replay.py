@@ -78,13 +78,15 @@ async def run(path: Path, speed: str, listener: object, stop: asyncio.Event | No
 
 
 @pytest.mark.parametrize(
-    ("text", "speed"), [("original", 0.0), ("max", None), ("1000", 1000.0), ("0.5", 0.5)]
+    ("text", "speed"), [("original", 0.0), ("max", None), ("1000", 1000.0), ("0.001", 0.001)]
 )
 def test_speeds(text: str, speed: float | None) -> None:
     assert parse_speed(text) == speed
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "fast", "nan", "10k", "Original"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "fast", "nan", "10k", "Original", "inf", "1e-12", "0.00099"]
+)
 def test_no_speeds(text: str) -> None:
     with pytest.raises(UsageError, match=f"^--speed {text}: expected original, max or packets"):
         parse_speed(text)

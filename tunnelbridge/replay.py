@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +18,8 @@ from tunnelbridge.pipeline import Pipeline
 NANOSECONDS: Final = 1_000_000_000
 LONGEST_NAP: Final = 0.05
 """Seconds; a stop is noticed at least this often."""
+SLOWEST: Final = 0.001
+"""Packets a second; far less would count time in more nanoseconds than 63 bits hold."""
 
 
 def parse_speed(text: str) -> float | None:
@@ -29,8 +32,10 @@ def parse_speed(text: str) -> float | None:
         speed = float(text)
     except ValueError:
         speed = -1.0
-    if not speed > 0:
-        raise UsageError(f"--speed {text}: expected original, max or packets a second")
+    if not SLOWEST <= speed < math.inf:
+        raise UsageError(
+            f"--speed {text}: expected original, max or packets a second, {SLOWEST} or more"
+        )
     return speed
 
 
