@@ -169,6 +169,24 @@ def test_fragments_of_a_clone(name: str, version: int) -> None:
 
 @tunnels
 @versions
+def test_fragments_of_others_with_the_same_identification(name: str, version: int) -> None:
+    make = TUNNELS[name][0]
+    protocol, (source, remote) = make().ip_protocol, ADDRESSES[version]
+    guard = guard_of(make, version=version)
+    first, later = (outer.frame(each) for each in outer.fragments(own(make, version), 104, 7))
+    assert check(guard, first, later) == ["own-tunnel"] * 2
+    others = [(protocol, ROUTER[version], remote), (protocol, source, OTHER[version])]
+    others += [(protocol, remote, source)]
+    if version == 4:  # IPv6 fragments are told apart by addresses and identification alone
+        others += [(6, source, remote), (17 + 47 - protocol, source, remote)]
+    packets = [outer.ip(bytes(400), *other) for other in others]
+    frames = [outer.frame(outer.fragments(packet, 104, 7)[1]) for packet in packets]
+    assert check(guard, *frames) == ["good"] * len(frames)
+    assert check(guard, later) == ["own-tunnel"]
+
+
+@tunnels
+@versions
 def test_what_else_the_remote_host_does_stays_visible(name: str, version: int) -> None:
     addresses = ADDRESSES[version]
     icmp = {4: 1, 6: 58}[version]

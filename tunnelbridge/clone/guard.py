@@ -7,7 +7,7 @@ Theory of operation. A clone must not be cloned again, wherever it is met:
 2. Where the mark is gone (another namespace, another host, on its way back inside somebody else's
    tunnel) the octets tell: outer destination, protocol, port and identifier of one of our tunnels,
    four tunnels deep, in first fragments and in the packets that ICMP errors quote. Later fragments
-   are told by the identification of a first one that was refused.
+   are told by addresses, protocol and identification of a first one that was refused.
 3. Where even that is hidden (an address translated on the way), the **breaker** sees the same packet
    come back inside a tunnel: its generation is one more than that of the packet inside. The second
    return is refused, so no original has more than two clones. It starts to remember clones when the
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -154,17 +154,25 @@ class LoopGuard:
         return seen
 
     def _visit_ip(self, memory: Octets, seen: _Seen, step: Step) -> None:
-        """Note the destination, and which fragment of what it is."""
+        """Note the destination, and which fragment of what it is.
+
+        What else tells the fragments of one packet from others: source and, in IPv4, protocol
+        (RFC 791 §3.2, RFC 8200 §4.5).
+        """
         index, layer = step.index, step.layer
         if step.kind == Kind.IPV4:
+            header = load(memory, step.start, ipv4.HEADER)
             seen.high[index] = 0
-            seen.low[index] = load(memory, step.start, ipv4.HEADER)["destination"]
+            seen.low[index] = header["destination"]
+            others = [header["source"], header["protocol"]]
         else:
-            address = load(memory, step.start + 8, ADDRESSES6)["destination"]
-            seen.high[index], seen.low[index] = address[:, 0], address[:, 1]
+            addresses = load(memory, step.start + 8, ADDRESSES6)
+            destination, source = addresses["destination"], addresses["source"]
+            seen.high[index], seen.low[index] = destination[:, 0], destination[:, 1]
+            others = [source[:, 0], source[:, 1]]
         if layer.fragment is None or layer.first_fragment is None:
             return
-        key = (seen.low[index] ^ seen.high[index]) * _ODD + layer.fragment.astype(np.uint64)
+        key = _mixed(seen.high[index], seen.low[index], *others, layer.fragment)
         is_fragment = layer.fragment != UNKNOWN
         first = np.flatnonzero(layer.first_fragment)
         if first.size:
@@ -196,6 +204,15 @@ class LoopGuard:
         for key in np.unique(keys)[:REMEMBERED_FRAGMENTS]:
             self._fragments[self._next_fragment] = key
             self._next_fragment = (self._next_fragment + 1) % REMEMBERED_FRAGMENTS
+
+
+def _mixed(*columns: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Return a hash of each row, 64 bits, that depends on the columns' order."""
+    key = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        key = (key ^ column.astype(np.uint64)) * _ODD
+        key ^= key >> np.uint64(29)
+    return key
 
 
 def _is_to(signature: Signature, seen: _Seen, index: Column | slice) -> Flags:
