@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 
 import pytest
+import recording
 
 from tunnelbridge import targets
+from tunnelbridge.clone.neighbours import is_member
 from tunnelbridge.config import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux.transmit import RawTunnelSocket, UdpTunnelSocket
-from tunnelbridge.targets import open_tunnel, resolve_targets
+from tunnelbridge.targets import open_tunnel, open_tunnels, resolve_targets
 from tunnelbridge.wire.layer import Kind
 
 MEMBER, MAC = "10.10.10.10", "02:00:0a:0a:0a:0a"
@@ -58,8 +60,9 @@ def test_what_is_missing_is_named(arp: list[str], fdb: list[str], message: str) 
     ],
 )
 def test_one_and_the_same_tunnel_twice(pair: tuple[str, str]) -> None:
+    entries = (ARP, FDB) if MEMBER in pair else ((), ())
     with pytest.raises(UsageError, match=r"are one and the same tunnel: .*another identifier$"):
-        resolve_targets(pair, ARP, FDB)
+        resolve_targets(pair, *entries)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +79,108 @@ def test_one_and_the_same_tunnel_twice(pair: tuple[str, str]) -> None:
 )
 def test_tunnels_that_the_far_end_can_tell_apart(pair: tuple[str, str]) -> None:
     other = "02:00:0a:0a:0a:0b"
-    arp, fdb = [*ARP, f"10.10.10.11={other}"], [*FDB, f"{other}=vxlan://192.0.2.9?vni=7"]
+    arp = [*ARP, f"10.10.10.11={other}"]
+    fdb = [*FDB, f"{other}=vxlan://192.0.2.9?vni=7"]
+    count = sum(is_member(each) for each in pair)  # the second only with the first
+    arp, fdb = arp[:count], fdb[:count]
 
     assert len(resolve_targets(pair, arp, fdb)) == 2
+
+
+def test_one_port_is_one_encapsulation() -> None:
+    with pytest.raises(
+        UsageError, match=r"^geneve://192\.0\.2\.8:5000 and vxlan://192\.0\.2\.9:5000"
+    ):
+        resolve_targets(["vxlan://192.0.2.9:5000", "geneve://192.0.2.8:5000"], [], [])
+    with pytest.raises(UsageError, match="two encapsulations through UDP port 4789"):
+        resolve_targets(["tzsp://192.0.2.8:4789", MEMBER], ARP, FDB)
+    assert len(resolve_targets(["vxlan://192.0.2.8", "vxlan://192.0.2.9"], [], [])) == 2
+    assert len(resolve_targets(["gre://192.0.2.8", "erspan1://192.0.2.8"], [], [])) == 2
+
+
+@pytest.mark.parametrize(
+    ("arp", "fdb", "message"),
+    [
+        ([*ARP, f"{MEMBER}=02:00:00:00:00:01"], FDB, rf"^--arp names {MEMBER} twice"),
+        ([*ARP, f"{MEMBER}={MAC.upper()}"], FDB, rf"^--arp names {MEMBER} twice"),
+        (ARP, [*FDB, f"{MAC.replace(':', '-')}=gre://192.0.2.9"], rf"^--fdb names {MAC} twice"),
+        ([*ARP, f"10.10.10.11={MAC}"], FDB, r"^no --to uses --arp 10\.10\.10\.11="),
+        (ARP, [*FDB, "02:00:00:00:00:01=gre://192.0.2.9"], "^no --to uses --fdb 02:00:00:00:00:01"),
+    ],
+)
+def test_entries_that_mean_nothing(arp: list[str], fdb: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as told:
+        resolve_targets([MEMBER], arp, fdb)
+    assert "\n" not in str(told.value)
+
+
+def test_entries_without_a_member() -> None:
+    for arp, fdb in ((ARP, []), ([], FDB), (ARP, FDB)):
+        with pytest.raises(UsageError, match=r"^no --to uses --"):
+            resolve_targets(["gre://192.0.2.1"], arp, fdb)
+
+
+@pytest.mark.parametrize(
+    ("tunnel", "numbered"),
+    [
+        ("erspan2://127.0.0.1", [[0, 1], [2], [3, 4, 5], [6]]),
+        ("gre://127.0.0.1?seq=on", [[0, 1], [2], [3, 4, 5], [6]]),
+    ],
+)
+def test_members_behind_one_tunnel_share_its_sequence(
+    monkeypatch: pytest.MonkeyPatch, tunnel: str, numbered: list[list[int]]
+) -> None:
+    sockets = [recording.RecordingSocket() for _ in range(3)]
+    opened = iter(sockets)
+    monkeypatch.setattr(targets, "_open_socket", lambda *_: next(opened))
+    other = "02:00:0a:0a:0a:0b"
+    arp = [*ARP, f"10.10.10.11={other}"]
+    fdb = [f"{MAC}={tunnel}", f"{other}={tunnel}"]
+    alone = tunnel.replace(".0.1", ".0.2")
+    chosen = resolve_targets([MEMBER, "10.10.10.11", alone], arp, fdb)
+    one, two, third = open_tunnels(chosen, MtuPolicy.FRAGMENT, None)
+
+    for sender, batch in zip((one, two, one, two), numbered, strict=True):
+        sender.send(recording.frames([bytes(60)] * len(batch)))
+    third.send(recording.frames([bytes(60)] * 2))
+
+    def sequence(sock: recording.RecordingSocket) -> list[int]:
+        return [int.from_bytes(packet[4:8]) for packet in sock.packets]
+
+    assert sequence(sockets[0]) == numbered[0] + numbered[2]
+    assert sequence(sockets[1]) == numbered[1] + numbered[3]
+    assert sequence(sockets[2]) == [0, 1]
+
+
+def test_a_tunnel_without_sequence_numbers_uses_none_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets = [recording.RecordingSocket() for _ in range(2)]
+    opened = iter(sockets)
+    monkeypatch.setattr(targets, "_open_socket", lambda *_: next(opened))
+    chosen = resolve_targets([MEMBER, "gre://127.0.0.1"], ARP, [f"{MAC}=gre://127.0.0.1?seq=on"])
+    numbered, plain = open_tunnels(chosen, MtuPolicy.FRAGMENT, None)
+
+    for tunnel in (numbered, plain, numbered):
+        tunnel.send(recording.frames([bytes(60)]))
+
+    assert [int.from_bytes(packet[4:8]) for packet in sockets[0].packets] == [0, 1]
+
+
+def test_what_was_opened_is_closed_when_the_next_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = recording.RecordingSocket()
+    opened = iter([first])
+
+    def open_socket(*_: object) -> recording.RecordingSocket:
+        for sock in opened:
+            return sock
+        raise UserError("no")
+
+    monkeypatch.setattr(targets, "_open_socket", open_socket)
+    chosen = resolve_targets(["gre://127.0.0.1", "gre://127.0.0.2"], [], [])
+    with pytest.raises(UserError):
+        open_tunnels(chosen, MtuPolicy.FRAGMENT, None)
+    assert first.is_closed
 
 
 def test_names_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,7 @@ from tunnelbridge.linux.netlink import link
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.replay import parse_speed, replay
 from tunnelbridge.source import Direction, InterfaceSource
-from tunnelbridge.targets import open_tunnel, resolve_targets
-from tunnelbridge.tunnel import Tunnel
+from tunnelbridge.targets import open_tunnels, resolve_targets
 
 TICK: Final = 1.0
 DRAIN: Final = 0.25
@@ -89,12 +88,7 @@ class Sender:
         if options.file is not None and options.expression:
             program = compile_filter(options.expression)
         guard = LoopGuard([target.signature() for target in targets])
-        with contextlib.ExitStack() as opening:
-            self.tunnels: list[Tunnel] = []
-            for target in targets:
-                self.tunnels.append(open_tunnel(target, options.mtu, options.snaplen))
-                opening.callback(self.tunnels[-1].close)
-            opening.pop_all()
+        self.tunnels = open_tunnels(targets, options.mtu, options.snaplen)
         self.pipeline = Pipeline(self.tunnels, guard, options.snaplen, program, options.count)
         self._sources = [
             InterfaceSource(name, options.expression, options.direction, self.pipeline)

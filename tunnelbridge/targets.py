@@ -5,6 +5,7 @@ A target is a tunnel, or a pool member's address that static ARP and FDB lead to
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from tunnelbridge.linux.endpoint import Endpoint
 from tunnelbridge.linux.names import resolve_host
 from tunnelbridge.linux.privileges import effective_capabilities
 from tunnelbridge.linux.transmit import RawTunnelSocket, TunnelSocket, UdpTunnelSocket
-from tunnelbridge.tunnel import Tunnel
+from tunnelbridge.tunnel import Numbering, Tunnel
 from tunnelbridge.wire.encapsulation import UDP_PROTOCOL, Encapsulation
+from tunnelbridge.wire.layer import Kind
 
 IPV4_HEADER: Final = 20
 IPV6_HEADER: Final = 40
@@ -54,7 +56,7 @@ class Target:
 
 def resolve_targets(to: Sequence[str], arp: Sequence[str], fdb: Sequence[str]) -> list[Target]:
     """Return the targets that the command line names; raises UsageError and UserError."""
-    neighbours = Neighbours(arp, fdb)
+    neighbours = _tables(arp, fdb)
     targets = [_target(text, neighbours) for text in to]
     seen: dict[tuple[Signature, bytes], str] = {}
     for target in targets:
@@ -65,7 +67,55 @@ def resolve_targets(to: Sequence[str], arp: Sequence[str], fdb: Sequence[str]) -
                 " the far end could not tell them apart; give one another identifier"
             )
         seen[identity] = target.name
+    _refuse_a_port_of_two_kinds(targets)
+    _refuse_unused(to, neighbours)
     return targets
+
+
+def _tables(arp: Sequence[str], fdb: Sequence[str]) -> Neighbours:
+    """Return the static tables; an address that has two entries raises UsageError."""
+    tables = Neighbours(arp, fdb)
+    if len(tables.arp) + len(tables.fdb) == len(arp) + len(fdb):
+        return tables
+    for option, entries in (
+        ("--arp", [key for entry in arp for key in Neighbours([entry], []).arp]),
+        ("--fdb", [key for entry in fdb for key in Neighbours([], [entry]).fdb]),
+    ):
+        for key in entries:
+            if entries.count(key) > 1:
+                raise UsageError(f"{option} names {key} twice: leave one entry")
+    return tables
+
+
+def _refuse_a_port_of_two_kinds(targets: list[Target]) -> None:
+    """Let the loop guard tell by the port what is behind it."""
+    known: dict[int, tuple[Kind, str]] = {}
+    for target in targets:
+        found = target.signature()
+        if found.port is None:
+            continue
+        kind, name = known.setdefault(found.port, (found.kind, target.name))
+        if kind != found.kind:
+            raise UsageError(
+                f"{target.name} and {name} are two encapsulations through UDP port {found.port}:"
+                " give each a port of its own"
+            )
+
+
+def _refuse_unused(to: Sequence[str], neighbours: Neighbours) -> None:
+    """Refuse static entries that lead nowhere: a mistyped address would pass unnoticed."""
+    members = {str(ipaddress.ip_address(text)) for text in to if is_member(text)}
+    for address, mac in neighbours.arp.items():
+        if address not in members:
+            raise UsageError(
+                f"no --to uses --arp {address}={mac}: add --to {address}, or leave it out"
+            )
+    used = set(neighbours.arp.values())
+    for mac, tunnel in neighbours.fdb.items():
+        if mac not in used:
+            raise UsageError(
+                f"no --to uses --fdb {mac}={tunnel}: add --arp IP={mac} and --to IP, or leave it out"
+            )
 
 
 def _target(text: str, neighbours: Neighbours) -> Target:
@@ -94,12 +144,36 @@ def endpoint(target: Target) -> Endpoint:
     )
 
 
-def open_tunnel(target: Target, default: MtuPolicy, snaplen: int | None) -> Tunnel:
+def open_tunnels(
+    targets: Sequence[Target], default: MtuPolicy, snaplen: int | None
+) -> list[Tunnel]:
+    """Open all targets' sockets, or none; members behind one tunnel share its sequence numbers."""
+    numberings: dict[Signature, Numbering] = {}
+    tunnels: list[Tunnel] = []
+    with contextlib.ExitStack() as opening:
+        for target in targets:
+            numbering = numberings.setdefault(target.signature(), Numbering())
+            tunnels.append(open_tunnel(target, default, snaplen, numbering))
+            opening.callback(tunnels[-1].close)
+        opening.pop_all()
+    return tunnels
+
+
+def open_tunnel(
+    target: Target, default: MtuPolicy, snaplen: int | None, numbering: Numbering | None = None
+) -> Tunnel:
     """Open a target's socket: raw where the process may, otherwise plain UDP for UDP formats."""
     policy = target.spec.mtu or default
     may_cut = snaplen is not None or policy is MtuPolicy.TRUNCATE
     stack = target.encapsulation(may_cut)
-    return Tunnel(target.name, stack, lambda: _open_socket(target, stack), policy, target.ip_header)
+    return Tunnel(
+        target.name,
+        stack,
+        lambda: _open_socket(target, stack),
+        policy,
+        target.ip_header,
+        numbering,
+    )
 
 
 def _open_socket(target: Target, stack: Encapsulation) -> TunnelSocket:

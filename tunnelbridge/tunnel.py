@@ -45,12 +45,25 @@ class Frames:
         )
 
 
+class Numbering:
+    """Sequence numbers of one tunnel as the far end sees it, however many members are behind it."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self, count: int) -> Column:
+        """Return the next ``count`` numbers, shape (count,)."""
+        first, self._next = self._next, self._next + count
+        return first + np.arange(count)
+
+
 class Tunnel:
     """Clones frames into one tunnel.
 
     ``encapsulation`` makes the outer headers (its suffix, if any, replaces the destination MAC);
     ``open_socket`` opens what carries them, again when the host's address changed; ``policy`` says
-    what happens to a clone that does not fit ``path_mtu``.
+    what happens to a clone that does not fit ``path_mtu``; ``numbering`` is shared by those that are
+    one tunnel to the far end.
     """
 
     def __init__(
@@ -60,6 +73,7 @@ class Tunnel:
         open_socket: Callable[[], TunnelSocket],
         policy: MtuPolicy,
         ip_header: int,
+        numbering: Numbering | None = None,
     ) -> None:
         self.ledger = TunnelLedger(name)
         self.encapsulation = encapsulation
@@ -68,7 +82,8 @@ class Tunnel:
         self._open_socket = open_socket
         self._socket = open_socket()
         self.path_mtu = self._socket.path_mtu()
-        self._sequence = 0
+        self._is_numbered = encapsulation.has_sequence
+        self._numbering = numbering or Numbering()
         self._source_gone = 0
 
     @property
@@ -94,10 +109,9 @@ class Tunnel:
             entropy=frames.entropy,
             tag=frames.tag,
             truncated=truncated,
-            sequence=self._sequence + np.arange(count),
+            sequence=self._numbering.take(count) if self._is_numbered else np.arange(count),
             ethertype=frames.ethertype,
         )
-        self._sequence += count
         sent = self._socket.send(self.encapsulation.rows(clones), batch)
         ledger = self.ledger
         ledger.clones += count

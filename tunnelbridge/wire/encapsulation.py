@@ -56,6 +56,11 @@ class Encapsulation:
         """Octets between the outer IP header and the inner frame."""
         return sum(header.template.itemsize for header in self.headers)
 
+    @property
+    def has_sequence(self) -> bool:
+        """Whether the clones are numbered."""
+        return any("sequence" in (header.template.dtype.names or ()) for header in self.headers)
+
     def rows(self, clones: Clones) -> Rows:
         """Return the outer headers of a batch of clones, shape (n, overhead + suffix), C-contiguous.
 
