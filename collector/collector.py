@@ -21,7 +21,7 @@ from collector.sinks.pcap import PcapSink
 from collector.sinks.tap import TapSink
 from collector.streams import StreamTable
 from tunnelbridge import console
-from tunnelbridge.errors import UserError
+from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux.receive import Datagrams
 from tunnelbridge.linux.slab import SlabPool
 from tunnelbridge.wire import udp
@@ -54,6 +54,8 @@ class Collector:
     """A running ``collector listen``."""
 
     def __init__(self, options: ListenOptions) -> None:
+        if options.pcap == options.stats == "-":
+            raise UsageError("packets and --stats cannot share standard output")
         console.check_writable(options.stats)
         self.options = options
         self.ledger = CollectorLedger()
@@ -63,6 +65,7 @@ class Collector:
         self._line = console.LiveLine()
         self._stop = asyncio.Event()
         self._reason = ""
+        self._bug: BaseException | None = None
         self._last = (0, 0)
         self._pool = SlabPool()
         self.listeners = Listeners(options.wanted, options.bind)
@@ -84,6 +87,7 @@ class Collector:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
+        loop.set_exception_handler(self._on_bug)
         if self.options.duration is not None:
             loop.call_later(self.options.duration, self._end, "duration")
         for problem in self.listeners.problems:
@@ -91,15 +95,22 @@ class Collector:
         for listener in self.listeners.open:
             loop.add_reader(listener.receiver.fileno(), self._on_readable, listener)
         self._log.info("listening", on=[listener.name for listener in self.listeners.open])
-        ticker = asyncio.create_task(self._tick())
+        loop.call_later(TICK, self._tick, loop)
         try:
             await self._stop.wait()
-            self._drain(loop)
+            if self._bug is None:
+                self._drain(loop)
         finally:
-            ticker.cancel()
             self._count_drops()
             self._close()
             self._line.clear()
+        if self._bug is not None:
+            raise self._bug
+
+    def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """End with the traceback of what a callback raised, rather than go on half alive."""
+        self._bug = self._bug or context.get("exception") or RuntimeError(context["message"])
+        self._end("a bug")
 
     def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take what already waits in the sockets, as long as that does not keep the user waiting."""
@@ -124,12 +135,13 @@ class Collector:
             slab = None if self._is_done else self._pool.take()
             if slab is None:
                 return False
-            datagrams = listener.receiver.receive(slab)
-            if datagrams is not None:
+            try:
+                datagrams = listener.receiver.receive(slab)
+                if datagrams is None:
+                    return False
                 self._process(datagrams, listener)
-            slab.release()
-            if datagrams is None:
-                return False
+            finally:
+                slab.release()
         return True
 
     @property
@@ -173,21 +185,21 @@ class Collector:
         self.ledger.received -= len(found.index) - len(wanted)
         return found.select(wanted)
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK)
-            self._count_drops()
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_later(TICK, self._tick, loop)
+        self._count_drops()
+        if self._line.active:
             self._show_rate()
-            ledger = self.ledger
-            self._log.debug(
-                "counters",
-                received=ledger.received,
-                decapsulated=ledger.decapsulated,
-                rejected=dict(ledger.rejected),
-                socket_dropped=ledger.socket_dropped,
-            )
-            if any(isinstance(sink, PcapSink) and sink.failed for sink in self.sinks):
-                self._end("nobody reads the pcap output any more")
+        ledger = self.ledger
+        self._log.debug(
+            "counters",
+            received=ledger.received,
+            decapsulated=ledger.decapsulated,
+            rejected=dict(ledger.rejected),
+            socket_dropped=ledger.socket_dropped,
+        )
+        if self.sinks and all(sink.failed for sink in self.sinks):
+            self._end("nobody reads the pcap output any more")
 
     def _count_drops(self) -> None:
         drops = [listener.receiver.drops() for listener in self.listeners.open]
@@ -208,7 +220,7 @@ class Collector:
     def _write_stats(self) -> None:
         self._count_drops()
         with contextlib.suppress(UserError):
-            console.write_stats(self.options.stats or "-", self.as_dict())
+            console.write_snapshot(self.options.stats, self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger as ``--stats`` writes it."""
@@ -223,5 +235,7 @@ class Collector:
 def listen(options: ListenOptions) -> None:
     """Run ``collector listen`` to its end; raises UserError."""
     collector = Collector(options)
-    uvloop.run(collector.run())
-    collector.report()
+    try:
+        uvloop.run(collector.run())
+    finally:
+        collector.report()

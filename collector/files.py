@@ -20,7 +20,7 @@ from tunnelbridge import console
 from tunnelbridge.batch import Batch, Column, from_packets
 from tunnelbridge.capture.ethernet import as_ethernet
 from tunnelbridge.capture.reader import open_capture
-from tunnelbridge.errors import UserError
+from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux.pcap_writer import RECORD_HEADER, PcapWriter, open_pcap
 from tunnelbridge.wire import ethernet, ipv4, ipv6, udp
 from tunnelbridge.wire.layer import Kind
@@ -139,10 +139,15 @@ def decap(
 ) -> None:
     """Run ``collector decap``; raises UserError."""
     console.check_writable(stats)
+    if destination == stats == "-":
+        raise UsageError("packets and --stats cannot share standard output")
     work = FileDecapsulator(levels, ports)
-    damage = work.run(source, destination)
-    ledger = work.ledger.as_dict("collector decap", work.streams.ledgers())
-    console.report(ledger, "end of file")
-    console.write_stats(stats, ledger)
+    try:
+        damage = work.run(source, destination)
+    finally:
+        if work.ledger.sinks:  # something was begun
+            ledger = work.ledger.as_dict("collector decap", work.streams.ledgers())
+            console.report(ledger, "end of file")
+            console.write_stats(stats, ledger)
     if damage:
         raise UserError(f"{source}: {damage}; what came before was decapsulated")

@@ -1,11 +1,13 @@
 """The collector's counters: every datagram and every frame ends in exactly one bucket.
 
-received = rejected + decapsulated, and per sink decapsulated = delivered + dropped. What a socket's
+received = rejected + decapsulated, and per sink decapsulated = delivered + queued
++ dropped. What a socket's
 buffer could not take never reached us and is told beside.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +15,30 @@ from typing import Any
 
 @dataclass(slots=True)
 class SinkLedger:
-    """What became of the frames given to one sink."""
+    """What became of the frames given to one sink; a writer thread may share it."""
 
     name: str
     delivered: int = 0
     octets: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    queued: int = 0
+    """Frames that wait for the sink's writer."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def total(self) -> int:
+        """Return all frames given to the sink."""
+        return self.delivered + self.queued + self.dropped.total()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the sink as ``--stats`` writes it."""
+        with self.lock:
+            return {
+                "name": self.name,
+                "delivered": self.delivered,
+                "octets": self.octets,
+                "queued": self.queued,
+                "dropped": dict(self.dropped),
+            }
 
 
 @dataclass(slots=True)
@@ -55,7 +75,7 @@ class CollectorLedger:
     def balances(self) -> bool:
         """Tell whether every datagram and every frame is accounted for."""
         return self.received == self.rejected.total() + self.decapsulated and all(
-            sink.delivered + sink.dropped.total() == self.decapsulated for sink in self.sinks
+            sink.total() == self.decapsulated for sink in self.sinks
         )
 
     def as_dict(self, program: str, streams: list[StreamLedger]) -> dict[str, Any]:
@@ -67,14 +87,6 @@ class CollectorLedger:
             "rejected": dict(self.rejected),
             "decapsulated": self.decapsulated,
             "streams": [stream.as_dict() for stream in streams],
-            "sinks": [
-                {
-                    "name": sink.name,
-                    "delivered": sink.delivered,
-                    "octets": sink.octets,
-                    "dropped": dict(sink.dropped),
-                }
-                for sink in self.sinks
-            ],
+            "sinks": [sink.as_dict() for sink in self.sinks],
             "balanced": self.balances(),
         }

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tunnelbridge.errors import UsageError, UserError
-from tunnelbridge.linux.privileges import effective_capabilities
 from tunnelbridge.linux.listen import open_raw, open_udp, quiet
+from tunnelbridge.linux.privileges import effective_capabilities
 from tunnelbridge.linux.receive import Receiver
 from tunnelbridge.wire import udp
 from tunnelbridge.wire.layer import Kind

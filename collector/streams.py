@@ -9,6 +9,7 @@ lost until it comes late, then as reordered; one that comes again is a duplicate
 from __future__ import annotations
 
 import ipaddress
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,6 +23,8 @@ from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind
 
 WRAP: Final = 1 << 32
 WINDOW: Final = 1 << 16
+MOST_GAPS: Final = 64
+_ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 MOST_STREAMS: Final = 65_536
 _KEY: Final = np.dtype(
     [("high", "=u8"), ("low", "=u8"), ("encapsulation", "=i8"), ("identifier", "=i8")]
@@ -30,12 +33,12 @@ _KEY: Final = np.dtype(
 
 @dataclass(slots=True)
 class Sequence:
-    """The sequence numbers of one stream."""
+    """The sequence numbers of one stream, unwrapped: they only grow."""
 
     ledger: StreamLedger
     expected: int = UNKNOWN
-    missing: dict[int, None] = field(default_factory=dict)
-    """Numbers passed over, oldest first; at most WINDOW of them."""
+    gaps: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MOST_GAPS))
+    """Numbers passed over, as (first, beyond), oldest first; the oldest gap is given up for lost."""
 
     def take(self, numbers: Column) -> None:
         """Account for the numbers of a batch, in the order in which they came."""
@@ -43,30 +46,43 @@ class Sequence:
             self.expected = int(numbers[0])
         in_order = (self.expected + np.arange(len(numbers))) % WRAP
         if np.array_equal(numbers, in_order):
-            self.expected = (self.expected + len(numbers)) % WRAP
+            self.expected += len(numbers)
             return
         for number in numbers.tolist():  # rare: only batches in which something is missing or late
             self._take_one(number)
 
     def _take_one(self, number: int) -> None:
         ahead = (number - self.expected + WRAP // 2) % WRAP - WRAP // 2
-        if number in self.missing:
-            del self.missing[number]
+        unwrapped = self.expected + ahead
+        if ahead == 0:
+            self.expected += 1
+        elif ahead < 0 and self._fill(unwrapped):
             self.ledger.lost -= 1
             self.ledger.reordered += 1
         elif abs(ahead) > WINDOW or (number == 0 and ahead < 0):
             self.ledger.restarts += 1
-            self.missing.clear()
-            self.expected = (number + 1) % WRAP
+            self.gaps.clear()
+            self.expected = number + 1
         elif ahead < 0:
             self.ledger.duplicate += 1
         else:
             self.ledger.lost += ahead
-            for passed in range(ahead):
-                self.missing[(self.expected + passed) % WRAP] = None
-            while len(self.missing) > WINDOW:
-                del self.missing[next(iter(self.missing))]
-            self.expected = (number + 1) % WRAP
+            self.gaps.append((self.expected, unwrapped))
+            self.expected = unwrapped + 1
+
+    def _fill(self, number: int) -> bool:
+        """Take a late number out of its gap; False if it was not missing."""
+        for place, (first, beyond) in enumerate(self.gaps):
+            if first <= number < beyond:
+                rest = [
+                    part for part in ((first, number), (number + 1, beyond)) if part[0] < part[1]
+                ]
+                gaps = list(self.gaps)
+                gaps[place : place + 1] = rest
+                self.gaps.clear()
+                self.gaps.extend(gaps)
+                return True
+        return False
 
 
 class StreamTable:
@@ -130,7 +146,13 @@ def _groups(keys: npt.NDArray[np.void]) -> Iterable[slice | npt.NDArray[np.int64
     if (keys == keys[0]).all():
         yield slice(None)
         return
-    _, inverse = np.unique(keys, return_inverse=True)
+    # Records sort slowly: what is sorted is a number that tells them apart.
+    words = keys.view(np.uint64).reshape(len(keys), -1)
+    mixed = np.zeros(len(keys), np.uint64)
+    for column in words.T:
+        mixed = (mixed ^ column) * _ODD
+        mixed ^= mixed >> np.uint64(29)
+    _, inverse = np.unique(mixed, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     bounds = np.flatnonzero(np.diff(inverse[order])) + 1
     yield from np.split(order, bounds)

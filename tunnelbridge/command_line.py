@@ -29,7 +29,7 @@ def run(application: typer.Typer, name: str) -> None:
     """Run a command line; a user's mistake becomes one line on standard error and an exit code."""
     try:
         status = typer.main.get_command(application).main(prog_name=name, standalone_mode=False)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         status = 130
     except UserError as error:
         typer.echo(f"{name}: {error}", err=True)

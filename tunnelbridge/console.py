@@ -59,11 +59,11 @@ class LiveLine:
     """One line on a terminal that is written over each second; nothing elsewhere."""
 
     def __init__(self) -> None:
-        self._active = sys.stderr.isatty()
+        self.active = sys.stderr.isatty()
 
     def show(self, text: str) -> None:
         """Replace the line."""
-        if self._active:
+        if self.active:
             sys.stderr.write(f"\r\x1b[2K{text}")
             sys.stderr.flush()
 
@@ -88,8 +88,10 @@ def report(ledger: Mapping[str, Any], reason: str) -> None:
         logger = structlog.get_logger()
         logger.info("done", reason=reason, **totals)
         for name, entries in lists.items():
-            for entry in entries:
+            for entry in entries[:MOST_LINES]:
                 logger.info(name.removesuffix("s"), **entry)
+            if len(entries) > MOST_LINES:
+                logger.info(f"more {name}", more=len(entries) - MOST_LINES)
         return
     print(f"{totals.pop('program')}: ended by {reason}", file=sys.stderr)
     balanced = totals.pop("balanced")
@@ -114,6 +116,18 @@ def _in_words(entry: Mapping[str, Any]) -> str:
         elif value or name in ALWAYS_TOLD:
             words.append(f"{name.replace('_', ' ')} {value}")
     return ": ".join([" ".join(texts), ", ".join(words)] if texts else [", ".join(words)])
+
+
+def write_snapshot(destination: str | None, ledger: Mapping[str, Any]) -> None:
+    """Write the ledger of a program that runs on; without a file to standard error.
+
+    Standard output may be somebody's pcap.
+    """
+    if destination is None:
+        sys.stderr.write(as_json(ledger))
+        sys.stderr.flush()
+    else:
+        write_stats(destination, ledger)
 
 
 def write_stats(destination: str | None, ledger: Mapping[str, Any]) -> None:

@@ -8,9 +8,11 @@ fit in the queue is dropped and counted.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
+import time
 from typing import Final
 
 import numpy as np
@@ -18,7 +20,7 @@ import structlog
 
 from collector.ledger import SinkLedger
 from tunnelbridge.batch import Batch
-from tunnelbridge.linux.pcap_writer import RECORD_HEADER, PcapWriter, open_pcap
+from tunnelbridge.linux.pcap_writer import RECORD_HEADER, PcapWriter, Written, open_pcap
 from tunnelbridge.linux.slab import Slab
 from tunnelbridge.wire.octets import ragged
 
@@ -26,6 +28,8 @@ QUEUED_SLABS: Final = 4
 """Fewer than there are slabs, so that receiving always finds a free one."""
 QUEUED_OCTETS: Final = 32 << 20
 SMALL: Final = 64 << 10
+PATIENCE: Final = 0.75
+"""Seconds to wait for a reader that takes nothing, and for the queue at the end."""
 
 
 class PcapSink:
@@ -36,10 +40,10 @@ class PcapSink:
         self.failed = False
         """The reader of a pipe is gone: nothing more can be delivered."""
         self._fd = open_pcap(path)
-        self._writer = PcapWriter(self._fd)
+        self._writer = PcapWriter(self._fd, patience=PATIENCE)
+        self._deadline = math.inf
         self._queue: queue.SimpleQueue[tuple[Batch, Slab | None, int] | None] = queue.SimpleQueue()
         self._slabs = threading.Semaphore(QUEUED_SLABS)
-        self._lock = threading.Lock()
         self._octets = 0
         self._error = ""
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -49,50 +53,59 @@ class PcapSink:
     def put(self, frames: Batch, slab: Slab) -> None:
         """Queue a batch for writing; never blocks."""
         octets = int(frames.total_length.sum())
-        with self._lock:
-            full = self._octets + octets > QUEUED_OCTETS and self._octets > 0
-            if not full:
-                self._octets += octets
-        if full:
-            self._drop("queue-full", len(frames))
-        elif octets >= SMALL and self._slabs.acquire(blocking=False):
+        with self.ledger.lock:
+            if self._octets + octets > QUEUED_OCTETS and self._octets > 0:
+                self.ledger.dropped["queue-full"] += len(frames)
+                return
+            self._octets += octets
+            self.ledger.queued += len(frames)
+        if octets >= SMALL and self._slabs.acquire(blocking=False):
             slab.retain()
             self._queue.put((frames, slab, octets))
         else:
             self._queue.put((_copy(frames), None, octets))
 
     def close(self) -> None:
-        """Write what is queued and close the file."""
+        """Write what is queued, as long as the other side takes it, and close the file."""
+        self._deadline = time.monotonic() + PATIENCE
         self._queue.put(None)
-        self._thread.join()
-        if self._fd > 2:
-            os.close(self._fd)
+        self._thread.join(2 * PATIENCE)
+        if self._thread.is_alive():  # stuck in a write that cannot be called off
+            with self.ledger.lock:
+                self.ledger.dropped["writer-stuck"] += self.ledger.queued
+                self.ledger.queued = 0
+            return
+        os.close(self._fd)
 
     def _write_all(self) -> None:
         while (item := self._queue.get()) is not None:
             frames, slab, octets = item
-            result = self._writer.write(frames)
+            result = Written(0, 0, "ended")
+            if time.monotonic() < self._deadline:
+                result = self._writer.write(frames)
             if slab is not None:
                 slab.release()
                 self._slabs.release()
-            self._written(octets)
-            self.ledger.delivered += result.packets
-            self.ledger.octets += result.octets - result.packets * RECORD_HEADER.itemsize
-            if result.error:
-                self._drop(result.error, len(frames) - result.packets)
+            self._account(frames, octets, result)
             self._tell(result.error or "")
 
-    def _written(self, octets: int) -> None:
-        with self._lock:
+    def _account(self, frames: Batch, octets: int, result: Written) -> None:
+        ledger = self.ledger
+        with ledger.lock:
             self._octets -= octets
-
-    def _drop(self, cause: str, frames: int) -> None:
-        with self._lock:
-            self.ledger.dropped[cause] += frames
+            if not ledger.queued:  # close() did not wait for this batch, and has accounted for it
+                return
+            ledger.queued -= len(frames)
+            ledger.delivered += result.packets
+            ledger.octets += result.octets - result.packets * RECORD_HEADER.itemsize
+            if result.error:
+                ledger.dropped[result.error] += len(frames) - result.packets
 
     def _tell(self, error: str) -> None:
         """Log when writing begins to fail and when it works again, not for every batch."""
         if error == self._error:
+            return
+        if error == "ended":
             return
         if error:
             self._log.error("cannot write", sink=self.ledger.name, error=error)

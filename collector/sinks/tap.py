@@ -15,6 +15,8 @@ class TapSink:
         namespace, separator, interface = name.rpartition(":")
         self._tap = open_tap(interface, namespace if separator else None)
         self.ledger = SinkLedger(f"tap {name}")
+        self.failed = False
+        """Never: a tap takes frames whether somebody listens or not."""
 
     def put(self, frames: Batch, slab: Slab) -> None:
         """Deliver a batch."""

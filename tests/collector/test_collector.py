@@ -23,6 +23,7 @@ from collector.collector import Collector, ListenOptions
 from collector.listener import parse_wanted
 from tunnelbridge import console
 from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.linux.slab import SlabPool
 from tunnelbridge.wire.encapsulation import vxlan_tunnel
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -218,3 +219,47 @@ def test_mistakes_leave_nothing_behind(
 
     assert descriptors() == before
     assert "tap-one" not in lab.run("ip", "-n", ns, "-o", "link")
+
+
+def test_a_bug_ends_it_with_its_traceback(ns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a callback must not leave a collector that runs and receives nothing."""
+    collector = start(ns)
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(module, "decapsulate", broken)
+
+    async def steer() -> None:
+        send(ns, datagram(0))
+
+    with pytest.raises(ZeroDivisionError):
+        run(collector, steer)
+    assert collector._pool.free == SlabPool().free
+
+
+def test_a_snapshot_without_a_file_goes_to_standard_error(
+    ns: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output may be somebody's pcap."""
+    collector = start(ns, pcap=str(tmp_path / "x.pcap"))
+    seen: list[str] = []
+
+    async def steer() -> None:
+        send(ns, datagram(0))
+        await until(lambda: collector.ledger.received == 1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await until(
+            lambda: seen.append(capsys.readouterr().err) or "collector listen" in "".join(seen)
+        )
+        stop()
+
+    run(collector, steer)
+
+    assert json.loads("".join(seen))["balanced"] is True
+    assert capsys.readouterr().out == ""
+
+
+def test_packets_and_ledger_do_not_share_standard_output(ns: str) -> None:
+    with pytest.raises(UsageError, match="cannot share standard output"):
+        start(ns, pcap="-", stats="-")

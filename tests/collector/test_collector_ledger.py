@@ -18,7 +18,7 @@ def ledger() -> CollectorLedger:
         rejected=Counter({"not-allowed": 2, "vxlan-short": 1}),
         decapsulated=7,
         sinks=[
-            SinkLedger("pcap x", 5, 300, Counter({"queue-full": 2})),
+            SinkLedger("pcap x", 4, 300, Counter({"queue-full": 2}), queued=1),
             SinkLedger("tap y", 7, 420),
         ],
     )
@@ -79,11 +79,12 @@ def test_json_holds_every_counter() -> None:
         "sinks": [
             {
                 "name": "pcap x",
-                "delivered": 5,
+                "delivered": 4,
                 "octets": 300,
+                "queued": 1,
                 "dropped": {"queue-full": 2},
             },
-            {"name": "tap y", "delivered": 7, "octets": 420, "dropped": {}},
+            {"name": "tap y", "delivered": 7, "octets": 420, "queued": 0, "dropped": {}},
         ],
         "balanced": True,
     }

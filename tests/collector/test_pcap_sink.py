@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +206,33 @@ def test_one_batch_may_be_larger_than_the_queue(
     sink.close()
 
     assert sink.ledger.delivered == 3
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_closing_does_not_wait_for_a_reader_that_sleeps(
+    reader: Reader, pool: SlabPool, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pcap, "PATIENCE", 0.2)
+    sink = PcapSink("-")
+    reader.fill_pipe()
+    os.set_blocking(reader.write_end, blocks)
+    for _ in range(20):
+        slab = take(pool)
+        sink.put(fill(slab, SLOTS, SIZE), slab)
+        slab.release()
+    began = time.monotonic()
+
+    sink.close()
+
+    assert time.monotonic() - began < 1
+    assert sink.ledger.total() == sink.ledger.dropped.total() == 20 * SLOTS
+    reader.start()  # lets a writer that is stuck go on, and end
+    sink._thread.join(10)
+    assert not sink._thread.is_alive()
+    assert sink.ledger.total() == 20 * SLOTS
+    if blocks:
+        os.close(reader.write_end)
+    reader.finish()
 
 
 def test_a_reader_that_is_gone(reader: Reader, pool: SlabPool) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.ledger import StreamLedger
-from collector.streams import WRAP, Sequence, StreamTable
+from collector.streams import MOST_GAPS, WRAP, Sequence, StreamTable
 from tunnelbridge.wire.layer import UNKNOWN, Kind
 
 
@@ -43,6 +43,16 @@ def test_sequences(
     batches: list[list[int]], lost_reordered_duplicate_restarts: tuple[int, int, int, int]
 ) -> None:
     assert told(account(*batches)) == lost_reordered_duplicate_restarts
+
+
+def test_hostile_jumps_cost_no_time_and_no_memory() -> None:
+    ledger = StreamLedger("192.0.2.1", "erspan2", 7)
+    sequence = Sequence(ledger)
+
+    sequence.take(np.arange(2000, dtype=np.int64) * 65_000 % WRAP)  # pytest-timeout ends a slow one
+
+    assert ledger.lost == 1999 * 64_999
+    assert len(sequence.gaps) == MOST_GAPS
 
 
 @given(st.permutations(range(1, 40)), st.data())

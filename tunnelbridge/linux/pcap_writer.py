@@ -175,7 +175,10 @@ def open_pcap(path: str) -> int:
     if path == "-":
         return _standard_output()
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.set_blocking(fd, False)  # a FIFO's reader must not be able to hold us
+        return fd
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise UserError(f"cannot write {path}: {reason}") from None
