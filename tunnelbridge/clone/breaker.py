@@ -1,15 +1,18 @@
 """The breaker: the same packet coming back in a tunnel, twice, is a loop whatever it looks like.
 
-Every cloned packet is remembered by a digest of its IP packet (length field, addresses,
-identification, first transport octets: what no tunnel changes, not even one that cuts) together with
-its generation. A frame that carries a remembered packet inside a tunnel is of the next generation: an
-echo. Hosts that mirror both the inside and the outside of their own overlay see first echoes all day;
-a second echo, a packet inside a tunnel inside a tunnel of which both shorter forms were cloned, is
-refused. Of several tunnels around each other, the one whose packet is known best counts.
+Every cloned packet is remembered by a digest of its IP packet together with its generation. The
+digest is of addresses, identification, ports, and TCP's sequence number or UDP's first payload octets:
+what tunnels do not change, not even those that cut, nor :mod:`tunnelbridge.restore`, which comes later
+and writes lengths and checksums. A frame that carries a remembered packet inside a tunnel is of the
+next generation: an echo. Hosts that mirror both the inside and the outside of their own overlay see
+first echoes all day; a second echo, a packet inside a tunnel inside a tunnel of which both shorter
+forms were cloned, is refused. Of several tunnels around each other, the one whose packet is known best
+counts.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +30,22 @@ SLOTS: Final = 1 << 16
 LAST_GENERATION: Final = 2
 _WORD: Final = np.dtype([("value", "=u8")])
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mask(octets: str) -> np.uint64:
+    """Return a mask for words as they lie in memory, whatever this machine's byte order."""
+    return np.uint64(int.from_bytes(bytes.fromhex(octets), sys.byteorder))
+
+
+_IPV4_START: Final = _mask("ffff 0000 ffff ffff")
+"""Without the total length, which is the super-packet's until it is cut."""
+_IPV6_START: Final = _mask("ffff ffff 0000 00ff")
+"""Without the payload length, and the next header: BIG TCP adds one."""
+_IP_MIDDLE: Final = _mask("ffff 0000 ffff ffff")
+"""Without IPv4's header checksum; of IPv6's source address six octets are left."""
+_UDP_START: Final = _mask("ffff ffff 0000 0000")
+"""Without length and checksum, which may be unfinished."""
+_ALL: Final = _mask("ffff ffff ffff ffff")
 
 Digests = npt.NDArray[np.uint64]
 
@@ -69,7 +88,13 @@ class Breaker:
         chosen = np.flatnonzero(cloned & (flows.transport > flows.payload))
         if not self.armed or not chosen.size:
             return
-        digest = _digest(memory, flows.payload[chosen], flows.transport[chosen], flows.end[chosen])
+        digest = _digest(
+            memory,
+            flows.payload[chosen],
+            flows.transport[chosen],
+            flows.end[chosen],
+            flows.kind[chosen],
+        )
         slot = _slots(digest)
         self._digests[slot] = digest
         self._generations[slot] = generation[chosen]
@@ -87,21 +112,34 @@ def _inner_digests(memory: Octets, tunnelled: Tunnelled) -> list[tuple[Column, D
         payload, end = tunnelled.start[chosen], tunnelled.end[chosen]
         if kind == Kind.ETHERNET:
             flows = read_flows(memory, payload, end)
-            payload, transport, end = flows.payload, flows.transport, flows.end
+            payload, transport, end, carried = flows.payload, flows.transport, flows.end, flows.kind
         else:
             found = (ipv4 if kind == Kind.IPV4 else ipv6).decode(memory, payload, end)
-            transport, end = found.payload, found.end
+            transport, end, carried = found.payload, found.end, found.kind
         is_ip = transport > payload
-        digest = _digest(memory, payload, transport, end)
+        digest = _digest(memory, payload, transport, end, carried)
         pairs.append((tunnelled.frame[chosen[is_ip]], digest[is_ip]))
     return pairs
 
 
-def _digest(memory: Octets, payload: Column, transport: Column, end: Column) -> Digests:
-    """Digest IP packets: their first 24 octets and the first 8 behind their header."""
+def _digest(
+    memory: Octets, payload: Column, transport: Column, end: Column, carried: Codes
+) -> Digests:
+    """Digest IP packets: their first 24 octets and the first 8 behind their header.
+
+    Left out is what restoring changes. UDP's first payload octets stand in for its checksum.
+    """
+    is_udp = carried == Kind.UDP
+    is_ipv6 = memory[np.minimum(payload, memory.size - 1)] >> 4 == 6
     digest = np.zeros(len(payload), np.uint64)
-    for position in (payload, payload + 8, payload + 16, transport):
-        word = load(memory, position, _WORD)["value"]
+    for position, mask in (
+        (payload, np.where(is_ipv6, _IPV6_START, _IPV4_START)),
+        (payload + 8, _IP_MIDDLE),
+        (payload + 16, _ALL),
+        (transport, np.where(is_udp, _UDP_START, _ALL)),
+        (transport + 8, np.where(is_udp, _ALL, np.uint64(0))),
+    ):
+        word = load(memory, position, _WORD)["value"] & mask
         digest = (digest ^ np.where(position + _WORD.itemsize <= end, word, 0)) * _ODD
         digest ^= digest >> np.uint64(29)
     return digest
