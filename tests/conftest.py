@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
+
+pytest.register_assert_rewrite("golden")  # failed assertions of shared tables explain themselves
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "captures"
 
@@ -33,10 +34,3 @@ def _logging() -> Iterator[None]:
     """Leave no logger behind that writes to the standard error pytest captured for one test."""
     yield
     structlog.reset_defaults()
-
-
-def need(*tools: str) -> None:
-    """Skip the calling test, naming the tool that is missing."""
-    for tool in tools:
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}, which is not installed")

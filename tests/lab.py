@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pytest
 
 from tunnelbridge.linux.namespace import in_thread
 
@@ -112,3 +115,10 @@ def veth(
 def carrier(ns: str, interface: str) -> bool:
     """Tell whether an interface is up and has a carrier."""
     return "LOWER_UP" in run("ip", "-n", ns, "-o", "link", "show", "dev", interface)
+
+
+def need(*tools: str) -> None:
+    """Skip the calling test, naming the tool that is missing."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}, which is not installed")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import need
+
+from lab import need
 
 BENCH = Path(__file__).resolve().parents[1] / "benchmarks" / "bench.py"
 NAMESPACES = Path("/run/netns")

@@ -11,8 +11,8 @@ import capture_judges as judges
 import numpy as np
 import pytest
 from capture_judges import Packet, enhanced, interface, obsolete, option, read_path, section, simple
-from conftest import need
 
+from lab import need
 from tunnelbridge.batch import INBOUND, OUTBOUND
 from tunnelbridge.capture.reader import open_capture
 from tunnelbridge.capture.timestamps import Resolution, nanoseconds

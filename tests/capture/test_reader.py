@@ -13,10 +13,10 @@ import capture_judges as judges
 import numpy as np
 import pytest
 from capture_judges import Packet, read_path
-from conftest import need
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lab import need
 from tunnelbridge.capture.reader import open_capture
 from tunnelbridge.errors import UserError
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import need
 
 import lab
+from lab import need
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux import libc, libpcap
 from tunnelbridge.linux.libpcap import compile_filter, refuse_marked

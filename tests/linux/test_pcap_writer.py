@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import need
 
+from lab import need
 from tunnelbridge.batch import Batch, from_packets
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux import pcap_writer

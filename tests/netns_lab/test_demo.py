@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import need
+
+from lab import need
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import need
+
+from lab import need
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "netns-lab"))
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import need
 from restore_oracle import TCP, UDP, Packet, Vnet, build, restored
 
 import lab
+from lab import need
 from tunnelbridge.batch import VNET_HEADER, Batch, from_packets
 from tunnelbridge.restore.restore import Restored, restore
 
