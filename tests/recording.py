@@ -10,7 +10,7 @@ import numpy as np
 
 from tunnelbridge.batch import Batch, from_packets
 from tunnelbridge.config import MtuPolicy, parse_tunnel
-from tunnelbridge.linux.transmit import Sent
+from tunnelbridge.linux.pushing import Sent
 from tunnelbridge.tunnel import Frames, Tunnel
 
 TAG_TYPES = (0x8100, 0x88A8, 0x9100, 0x9200)

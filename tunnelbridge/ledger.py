@@ -1,9 +1,10 @@
 """The counters: every packet ends in exactly one bucket, and the sums balance.
 
 Sender: received = kernel_dropped + not_matched + refused + cloned; per tunnel, segments =
-refused + clones and clones = sent + errors + queue_dropped. Truncated and fragmented are told beside,
-they are sent packets too. ``received`` counts what the capture filter let through: what the filter
-refuses never leaves the kernel and is not counted anywhere.
+refused + clones and clones = sent + errors + queue_dropped. Truncated and fragmented are told beside:
+they are clones, counted before they are sent, whatever becomes of them then. ``received`` counts what
+the capture filter let through: what the filter refuses never leaves the kernel and is not counted
+anywhere.
 """
 
 from __future__ import annotations

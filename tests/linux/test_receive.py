@@ -377,10 +377,19 @@ def test_wrong_addresses_are_one_clear_line(family: int, address: str, message: 
 
 
 @pytest.mark.usefixtures("root")
-def test_missing_capabilities_are_named() -> None:
-    raw = without_capabilities(lambda: open_raw(socket.AF_INET, 47))
+@pytest.mark.parametrize(
+    ("protocol", "name"),
+    [(47, "GRE"), (17, "UDP"), (4, "IPv4-in-IP"), (41, "IPv6-in-IP"), (97, "EtherIP"),
+     (137, "MPLS-in-IP"), (143, "IP protocol 143")],
+)  # fmt: skip
+def test_who_lacks_a_raw_socket_is_told_for_what(protocol: int, name: str) -> None:
+    raw = without_capabilities(lambda: open_raw(socket.AF_INET, protocol))
     assert isinstance(raw, UserError)
-    assert str(raw).startswith("receiving GRE tunnels needs CAP_NET_RAW")
+    assert str(raw).startswith(f"receiving {name} tunnels needs CAP_NET_RAW")
+
+
+@pytest.mark.usefixtures("root")
+def test_missing_capabilities_are_named() -> None:
     low = without_capabilities(lambda: open_udp(socket.AF_INET, 53))
     assert isinstance(low, UserError)
     assert str(low).startswith("listening on UDP port 53 needs CAP_NET_BIND_SERVICE")

@@ -20,7 +20,9 @@ import lab
 from tunnelbridge.batch import Batch, from_packets
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux import libc, options
-from tunnelbridge.linux.transmit import Endpoint, RawTunnelSocket, Sent, UdpTunnelSocket
+from tunnelbridge.linux.endpoint import Endpoint
+from tunnelbridge.linux.pushing import Push, Sent
+from tunnelbridge.linux.transmit import RawTunnelSocket, UdpTunnelSocket
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -586,9 +588,9 @@ def test_waiting_errors_do_not_make_the_wait_spin(wire: Wire) -> None:
         poller = select.poll()
         poller.register(sock, select.POLLOUT)
         assert poller.poll(1000)[0][1] & select.POLLERR
-        sent = Sent()
-        assert sender._wait(sock, sent)
-        assert sent.unreachable == 1
+        push = Push()
+        assert push.wait(sock)
+        assert push.sent.unreachable == 1
         assert poller.poll(1000)[0][1] & select.POLLERR == 0 or sock.getsockopt(
             socket.SOL_SOCKET, socket.SO_ERROR
         )

@@ -1,1 +1,37 @@
-"""To be written: the map of this package."""
+"""What is asked of the kernel and of libpcap: sockets, rings, interfaces, files. It never logs.
+
+Asking, before packets flow:
+
+* ``names``        host names to addresses;
+* ``privileges``   capabilities, and what to tell who lacks one;
+* ``namespace``    set-up work in a thread that has entered another network namespace;
+* ``netlink``      an interface's facts, the route to a remote;
+* ``links``        tells when interfaces come, go and change.
+
+Packets in, from an interface (``send``):
+
+* ``libpcap``      a tcpdump expression as classic BPF, behind the tests that refuse our own mark;
+* ``tpacket``      opens the ring: system calls, order, layouts;
+* ``ring``         its blocks as batches.
+
+Packets out, to a tunnel's far end:
+
+* ``options``      socket options that sending and receiving share;
+* ``endpoint``     opens the sockets, with the outer IP header's options set;
+* ``messages``     the gather lists of one sendmmsg, and outer IPv4 headers of our own;
+* ``pushing``      the sendmmsg itself: a full queue, errors, ICMP errors of earlier packets;
+* ``transmit``     the two kinds of tunnel socket.
+
+Packets in, from tunnels (``collector listen``):
+
+* ``listen``       opens the sockets tunnels arrive at;
+* ``slab``         the memory datagrams are received into;
+* ``receive``      one recvmmsg as a batch.
+
+Packets out, to analysers:
+
+* ``tap``          a silent tap interface, one write a frame;
+* ``pcap_writer``  a pcap file or pipe, one writev for many packets.
+
+Below them all, ``libc``: the calls that Python lacks, and their structures.
+"""

@@ -1,38 +1,33 @@
-"""Send clones: the kernel builds the outer IP header, we give it header rows and packets.
+"""Send clones: header rows and packets from us, the outer IP header from the kernel or from us.
 
 One sendmmsg takes up to 1024 messages; each is gathered from a row of outer headers, the packet's
 head and its body, so nothing is copied in user space. Two kinds of socket offer the same ``send``:
 :class:`RawTunnelSocket` (any protocol, needs CAP_NET_RAW) and :class:`UdpTunnelSocket` (no
 privilege at all, sixteen source ports instead of one per flow).
 
-Where a whole batch fits the link, IPv4 headers of our own (IP_HDRINCL) spare the kernel its fragment
-queue and the socket's lock: about a tenth of the CPU time of a clone.
+The kernel makes the outer IP header, and fragments. Where a whole batch fits the link, IPv4 headers of
+our own (IP_HDRINCL) spare it its fragment queue and the socket's lock: about a tenth of the CPU time
+of a clone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import select
 import socket
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import Batch, Column
-from tunnelbridge.linux import libc, options
-from tunnelbridge.linux.endpoint import NO_ROUTE, Endpoint, connected, icmp_errors
+from tunnelbridge.linux import options
+from tunnelbridge.linux.endpoint import Endpoint, connected, icmp_errors
 from tunnelbridge.linux.messages import LIMIT, Headers, Messages, ipv4_headers
+from tunnelbridge.linux.pushing import Push, Sent
 from tunnelbridge.wire import ipv4
 
 UDP_HEADER: Final = 8
-PATIENCE: Final = 0.1  # seconds one send() may wait for a full queue
-ATTEMPTS_AFTER_ICMP: Final = 8
 
 # linux/in.h and linux/in6.h; the socket module lacks most of them
 IP_HDRINCL: Final = 3
@@ -40,37 +35,9 @@ IP_MTU: Final = 14
 IPV6_CHECKSUM: Final = 7
 IPV6_MTU: Final = 24
 
-_CAUSES: Final = {
-    errno.ENETUNREACH: "no-route",
-    errno.EHOSTUNREACH: "host-unreachable",
-    errno.ENETDOWN: "network-down",
-    errno.EMSGSIZE: "message-too-long",
-    errno.EPERM: "not-permitted",
-    errno.EACCES: "not-permitted",
-    errno.ENOBUFS: "no-buffers",
-}
-
-
-@dataclass(slots=True)
-class Sent:
-    """What became of one batch: ``packets`` + all ``errors`` = its length.
-
-    ``octets`` counts inner octets of sent packets. ``errors`` maps a cause to packets.
-    ``unreachable`` counts ICMP errors that earlier packets brought back; they cost no packet here.
-    """
-
-    packets: int = 0
-    octets: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    unreachable: int = 0
-
-    def fail(self, cause: str, packets: int) -> None:
-        """Count packets that were not sent."""
-        self.errors[cause] = self.errors.get(cause, 0) + packets
-
 
 class TunnelSocket:
-    """What both kinds share: prepared messages, the error rules, the path MTU."""
+    """What both kinds share: prepared messages, the path MTU."""
 
     def __init__(self, endpoint: Endpoint, sockets: list[socket.socket], skip: int) -> None:
         self.endpoint = endpoint
@@ -81,7 +48,6 @@ class TunnelSocket:
         self._messages = Messages()
         self._outer: Headers | None = None
         """Outer IP headers to send, None where the kernel makes them."""
-        self._patience = PATIENCE
 
     def send(self, rows: npt.NDArray[np.uint8], batch: Batch) -> Sent:
         """Send each packet behind its row of outer headers.
@@ -92,15 +58,14 @@ class TunnelSocket:
         """
         if rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != len(batch):
             raise ValueError(f"rows must be uint8 ({len(batch)}, H), not {rows.dtype} {rows.shape}")
-        sent = Sent()
-        self._patience = PATIENCE
+        push = Push()
         self._prepare(rows, batch)
         for sock, index in self._shares(rows):
             if len(index):
                 share = batch if len(index) == len(batch) else batch.select(index)
-                self._send_share(sock, rows, index, share, sent)
-                sent.unreachable += icmp_errors(sock)
-        return sent
+                self._send_share(sock, rows, index, share, push)
+                push.sent.unreachable += icmp_errors(sock)
+        return push.sent
 
     def path_mtu(self) -> int:
         """Return the route's MTU towards the remote now, learned path MTUs included.
@@ -138,62 +103,16 @@ class TunnelSocket:
         rows: npt.NDArray[np.uint8],
         index: Column,
         batch: Batch,
-        sent: Sent,
+        push: Push,
     ) -> None:
         lengths = batch.total_length
         for first in range(0, len(batch), LIMIT):
             part = slice(first, min(first + LIMIT, len(batch)))
             self._messages.fill(rows, index, self._skip, batch, part, self._outer)
-            done, cause = self._push(sock, lengths[part], sent)
+            done, cause = push.send(sock, self._messages, lengths[part])
             if cause:
-                sent.fail(cause, len(batch) - first - done)
+                push.sent.fail(cause, len(batch) - first - done)
                 return
-
-    def _push(self, sock: socket.socket, lengths: Column, sent: Sent) -> tuple[int, str]:
-        """Send the prepared messages; return how many are settled and why the rest must fail."""
-        fd, position, attempts = sock.fileno(), 0, 0
-        while position < len(lengths):
-            left = len(lengths) - position
-            try:
-                done = libc.sendmmsg(fd, self._messages.at(position), left, socket.MSG_DONTWAIT)
-            except InterruptedError:
-                continue
-            except OSError as error:
-                if _is_full(sock, error):
-                    if self._wait(sock, sent):
-                        continue
-                    return position, "queue-full"
-                # An ICMP error for an earlier packet is reported once by the next send; if there
-                # was none in the queue, a second failure is this packet's own.
-                returned = icmp_errors(sock)
-                sent.unreachable += returned
-                attempts += 1
-                if attempts < (ATTEMPTS_AFTER_ICMP if returned else 2):
-                    continue
-                if error.errno in NO_ROUTE:
-                    return position, _cause(error)
-                sent.fail(_cause(error), 1)
-                position, attempts = position + 1, 0
-                continue
-            sent.packets += done
-            sent.octets += int(lengths[position : position + done].sum())
-            position, attempts = position + done, 0
-            if done < left:  # sendmmsg swallowed the error; an ICMP error is still in the queue
-                sent.unreachable += icmp_errors(sock)
-        return position, ""
-
-    def _wait(self, sock: socket.socket, sent: Sent) -> bool:
-        """Wait until ``sock`` takes more; False when this send()'s patience is used up."""
-        if self._patience <= 0:
-            return False
-        poller = select.poll()
-        poller.register(sock, select.POLLOUT)
-        began = time.monotonic()
-        ready = poller.poll(self._patience * 1000)
-        self._patience -= time.monotonic() - began
-        if ready and ready[0][1] & select.POLLERR:  # a waiting ICMP error would end every poll
-            sent.unreachable += icmp_errors(sock)
-        return bool(ready)
 
 
 class RawTunnelSocket(TunnelSocket):
@@ -283,24 +202,3 @@ class UdpTunnelSocket(TunnelSocket):
         choice = source_port % len(self._sockets)
         for number, sock in enumerate(self._sockets):
             yield sock, np.flatnonzero(choice == number)
-
-
-def _is_full(sock: socket.socket, error: OSError) -> bool:
-    """Tell a full send buffer from a queue that drops.
-
-    A UDP socket says EAGAIN. A raw socket says ENOBUFS for both (ip_append_data takes up to twice
-    SO_SNDBUF), but with a full buffer it is not writable.
-    """
-    if error.errno != errno.ENOBUFS:
-        return error.errno == errno.EAGAIN
-    poller = select.poll()
-    poller.register(sock, select.POLLOUT)
-    return not any(events & select.POLLOUT for _, events in poller.poll(0))
-
-
-def _cause(error: OSError) -> str:
-    """Return the slug errors are counted under."""
-    code = error.errno or 0
-    return _CAUSES.get(code) or errno.errorcode.get(code, os.strerror(code)).lower().replace(
-        "_", "-"
-    )
