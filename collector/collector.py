@@ -84,7 +84,7 @@ class Collector:
     async def run(self) -> None:
         """Collect until a signal, the count or the duration."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
         loop.set_exception_handler(self._on_bug)
@@ -94,6 +94,8 @@ class Collector:
             self._log.warning("not listening", reason=problem)
         for listener in self.listeners.open:
             loop.add_reader(listener.receiver.fileno(), self._on_readable, listener)
+        if not self.sinks:
+            self._log.warning("frames are only counted: deliver them with --pcap or --tap")
         self._log.info("listening", on=[listener.name for listener in self.listeners.open])
         loop.call_later(TICK, self._tick, loop)
         try:
@@ -198,7 +200,7 @@ class Collector:
             rejected=dict(ledger.rejected),
             socket_dropped=ledger.socket_dropped,
         )
-        if self.sinks and all(sink.failed for sink in self.sinks):
+        if self.sinks and all(sink.is_gone() for sink in self.sinks):
             self._end("nobody reads the pcap output any more")
 
     def _count_drops(self) -> None:

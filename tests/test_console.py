@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -239,3 +240,21 @@ def test_a_folder_without_the_right_to_write_is_told_beforehand(tmp_path: Path, 
     thread.join()
 
     assert told == [f"cannot write {paths[0]}: permission denied"]
+
+
+def test_a_log_line_takes_the_live_line_away_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logger = console.configure_logging(verbose=False)
+    line = console.LiveLine()
+
+    line.show("7 packets/s")
+    logger.warning("disk full")
+    logger.warning("disk still full")
+
+    live, first, second = terminal.getvalue().partition("7 packets/s")[2].split("\n")[0:3]
+    assert live.startswith(console.ERASE)
+    assert "disk full" in live
+    assert not first.startswith(console.ERASE)
+    assert second == ""

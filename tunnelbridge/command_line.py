@@ -9,7 +9,7 @@ import typer
 
 from tunnelbridge.errors import UserError
 
-Count = Annotated[int | None, typer.Option(metavar="N", min=1, help="End after cloning N packets.")]
+Count = Annotated[int | None, typer.Option(metavar="N", min=1, help="End after N packets.")]
 Duration = Annotated[
     float | None, typer.Option(metavar="S", min=0.001, help="End after S seconds.")
 ]

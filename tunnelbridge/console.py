@@ -20,6 +20,7 @@ from tunnelbridge.ledger import as_json, told
 
 ALWAYS_TOLD: Final = ("received", "cloned", "decapsulated", "sent", "delivered", "packets", "lost")
 MOST_LINES: Final = 20
+ERASE: Final = "\r\x1b[2K"
 
 
 def configure_logging(verbose: bool) -> structlog.stdlib.BoundLogger:
@@ -48,7 +49,7 @@ class _Lenient:
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            self._stream.write(text)
+            self._stream.write(LiveLine.erase() + text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):
@@ -58,18 +59,27 @@ class _Lenient:
 class LiveLine:
     """One line on a terminal that is written over each second; nothing elsewhere."""
 
+    _shown = False
+
     def __init__(self) -> None:
         self.active = sys.stderr.isatty()
 
     def show(self, text: str) -> None:
         """Replace the line."""
         if self.active:
-            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.write(f"{ERASE}{text}")
             sys.stderr.flush()
+            LiveLine._shown = bool(text)
 
     def clear(self) -> None:
         """Take the line away, before something else is written."""
         self.show("")
+
+    @classmethod
+    def erase(cls) -> str:
+        """Return what takes the line away, for whoever writes next; nothing if there is none."""
+        shown, cls._shown = cls._shown, False
+        return ERASE if shown else ""
 
 
 def rate(count: float, unit: str) -> str:

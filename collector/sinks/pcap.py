@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import queue
+import select
 import threading
 import time
 from typing import Final
@@ -37,8 +38,6 @@ class PcapSink:
 
     def __init__(self, path: str) -> None:
         self.ledger = SinkLedger(f"pcap {path}")
-        self.failed = False
-        """The reader of a pipe is gone: nothing more can be delivered."""
         self._fd = open_pcap(path)
         self._writer = PcapWriter(self._fd, patience=PATIENCE)
         self._deadline = math.inf
@@ -64,6 +63,12 @@ class PcapSink:
             self._queue.put((frames, slab, octets))
         else:
             self._queue.put((_copy(frames), None, octets))
+
+    def is_gone(self) -> bool:
+        """Tell whether the reader of a pipe has gone, even while there is nothing to write."""
+        poll = select.poll()
+        poll.register(self._fd, 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
 
     def close(self) -> None:
         """Write what is queued, as long as the other side takes it, and close the file."""
@@ -112,7 +117,6 @@ class PcapSink:
         else:
             self._log.info("writing again", sink=self.ledger.name)
         self._error = error
-        self.failed = error == "reader-gone"
 
 
 def _copy(frames: Batch) -> Batch:

@@ -15,8 +15,6 @@ class TapSink:
         namespace, separator, interface = name.rpartition(":")
         self._tap = open_tap(interface, namespace if separator else None)
         self.ledger = SinkLedger(f"tap {name}")
-        self.failed = False
-        """Never: a tap takes frames whether somebody listens or not."""
 
     def put(self, frames: Batch, slab: Slab) -> None:
         """Deliver a batch."""
@@ -24,6 +22,10 @@ class TapSink:
         self.ledger.delivered += result.delivered
         self.ledger.octets += result.octets
         self.ledger.dropped.update(result.dropped)
+
+    def is_gone(self) -> bool:
+        """Never: a tap takes frames whether somebody listens or not."""
+        return False
 
     def close(self) -> None:
         """Take the tap away."""

@@ -242,7 +242,7 @@ def test_a_reader_that_is_gone(reader: Reader, pool: SlabPool) -> None:
     for number in range(3):
         sink.put(fill(slab, SLOTS, SIZE, number), slab)
     slab.release()
-    lab.until(lambda: sink.failed, what="failed")
+    lab.until(sink.is_gone, what="gone")
     sink.close()
 
     assert sink.ledger.dropped == Counter({"reader-gone": 3 * SLOTS})
@@ -288,7 +288,7 @@ def test_a_disk_that_is_full_for_a_while_is_told_once(
     assert told == ["cannot write", "writing again"]
     assert sink.ledger.dropped == Counter({"disk-full": 8})
     assert sink.ledger.delivered == 2 + 1 + 1 + 2
-    assert not sink.failed
+    assert not sink.is_gone()
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

@@ -366,3 +366,18 @@ def test_terminal_is_refused() -> None:
     os.close(terminal)
     assert "UsageError: refusing to write packets to a terminal" in message
     assert UsageError("x").status == 2
+
+
+def test_a_file_that_is_being_written_is_neither_shared_nor_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "x.pcap"
+    first = open_pcap(str(path))
+    try:
+        os.write(first, b"kept")
+        with pytest.raises(UserError, match="another program is writing it"):
+            open_pcap(str(path))
+        assert path.read_bytes() == b"kept"
+    finally:
+        os.close(first)
+    again = open_pcap(str(path))
+    os.close(again)
+    assert path.read_bytes() == b""

@@ -10,6 +10,7 @@ Format: draft-ietf-opsawg-pcap; magic 0xA1B23C4D in this machine's byte order.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import stat
@@ -175,13 +176,22 @@ def open_pcap(path: str) -> int:
     if path == "-":
         return _standard_output()
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.set_blocking(fd, False)  # a FIFO's reader must not be able to hold us
-        return fd
+            return fd
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise UserError(f"cannot write {path}: {reason}") from None
+    try:  # emptied only when it is ours alone
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+    except OSError as problem:
+        os.close(fd)
+        taken = isinstance(problem, BlockingIOError)
+        reason = "another program is writing it" if taken else problem.strerror
+        raise UserError(f"cannot write {path}: {reason}") from None
+    return fd
 
 
 def _standard_output() -> int:
