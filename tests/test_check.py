@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import recording
 
 import lab
+from tunnelbridge import targets
 from tunnelbridge.check import check
 from tunnelbridge.config import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
@@ -141,6 +143,8 @@ def test_a_file(here: tuple[str, str], tmp_path: Path) -> None:
         ({"expression": "tcp port"}, UsageError, 'filter "tcp port"'),
         ({"to": [MEMBER]}, UsageError, "no ARP entry"),
         ({"interfaces": []}, UsageError, "one of them"),
+        ({"to": ["vxlan://192.0.2.9?local=203.0.113.1"]}, UserError, "not an address of this host"),
+        ({"stats": "/nosuch/x.json"}, UserError, "cannot write /nosuch/x.json"),
     ],
 )
 def test_what_would_stop_send_stops_check(
@@ -148,6 +152,46 @@ def test_what_would_stop_send_stops_check(
 ) -> None:
     with pytest.raises(error, match=message):
         report(here, **{"to": ["gre://192.0.2.9"]} | options)
+
+
+@pytest.mark.parametrize("option", ["interface", "tunnel"])
+def test_a_missing_right(
+    here: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    real = socket.socket
+
+    def without_right(family: int = -1, kind: int = -1, *rest: int) -> socket.socket:
+        if kind == socket.SOCK_RAW and family in (socket.AF_INET, socket.AF_PACKET):
+            raise PermissionError
+        return real(family, kind, *rest)
+
+    path = pcap_files.write(tmp_path / "x.pcap", [])
+    options = {"file": path, "interfaces": []} if option == "tunnel" else {}
+    tunnel = "gre://192.0.2.9" if option == "tunnel" else "vxlan://192.0.2.9"
+    monkeypatch.setattr(targets, "effective_capabilities", frozenset)
+    monkeypatch.setattr(socket, "socket", without_right)
+    with pytest.raises(UserError, match="needs CAP_NET_RAW"):
+        report(here, to=[tunnel], **options)
+    if option == "tunnel":
+        assert "vxlan" in report(here, to=["vxlan://192.0.2.9"], **options)
+
+
+def test_interfaces_that_are_not_plain_ethernet(here: tuple[str, str]) -> None:
+    text = report(here, interfaces=["lo"], to=["gre://192.0.2.9"])
+    assert "direction in (loopback shows each packet twice)" in text
+    text = report(here, interfaces=["lo"], to=["gre://192.0.2.9"], direction="out")
+    assert "up, direction out\n" in text
+
+    lab.run("ip", "-n", here[0], "tuntap", "add", "dev", "tun5", "mode", "tun")
+    with pytest.raises(UserError, match=r"^interface tun5 carries no Ethernet frames"):
+        report(here, interfaces=["tun5"], to=["gre://192.0.2.9"])
+
+
+def test_nothing_stays_open(here: tuple[str, str]) -> None:
+    report(here, to=["gre://192.0.2.9", "vxlan://192.0.2.9"])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    report(here, to=["gre://192.0.2.9", "vxlan://192.0.2.9"])
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_file_that_is_none(here: tuple[str, str], tmp_path: Path) -> None:

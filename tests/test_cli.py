@@ -222,7 +222,7 @@ def test_a_message_of_two_lines_becomes_one(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_as_a_program(tmp_path: Path) -> None:
+def test_as_a_program(tmp_path: Path, root: None) -> None:
     command = [sys.executable, "-m", "tunnelbridge.cli", "check", "-r"]
     path = pcap_files.write(tmp_path / "x", [])
     done = subprocess.run([*command, str(path), TO], capture_output=True, text=True, check=False)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
+import struct
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import outer
 import pcap_files
 import pytest
+import recording
 import structlog
+import uvloop
 
-from tunnelbridge import console, sender
+from tunnelbridge import console, sender, targets
+from tunnelbridge.batch import Batch
 from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.linux.transmit import Sent
+from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.sender import Sender, SendOptions
+from tunnelbridge.tunnel import Tunnel
 
 SECOND = 10**9
 
@@ -78,6 +89,9 @@ def descriptors() -> int:
         ({"interfaces": ["a"]}, "give at least one target: --to TUNNEL"),
         ({"interfaces": ["a", "b", "a"], "to": ["gre://x"]}, "an interface is named twice"),
         ({"file": Path("x"), "to": ["gre://x"], "speed": "fast"}, "--speed fast: expected"),
+        ({"file": Path("x"), "to": ["gre://x"], "direction": "in"}, "^--direction .*-r"),
+        ({"interfaces": ["a"], "to": ["gre://x"], "speed": "max"}, "^--speed .*-i"),
+        ({"interfaces": ["a"], "to": ["gre://x"], "speed": "5"}, "^--speed .*-i"),
     ],
 )
 def test_options_that_do_not_fit_together(options: dict[str, Any], message: str) -> None:
@@ -175,6 +189,145 @@ def test_signals(far: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert done["reason"] == "SIGTERM"
 
 
+# --- what should not happen ---
+
+
+@contextlib.contextmanager
+def traffic() -> Iterator[dict[str, Any]]:
+    """Keep loopback busy; yields the options that mirror it."""
+    end = threading.Event()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+
+        def work() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                while not end.wait(0.001):
+                    sock.sendto(b"x", listener.getsockname())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            port = listener.getsockname()[1]
+            yield {"interfaces": ["lo"], "expression": f"udp dst port {port}"}
+        finally:
+            end.set()
+            thread.join()
+
+
+def test_a_bug_in_the_data_path_ends_it_with_a_ledger(
+    far: socket.socket,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    root: None,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Pipeline, "process", fail)
+    before = descriptors()
+    with traffic() as options, pytest.raises(ZeroDivisionError):
+        send(capsys, to=[to(far)], duration=5, **options)
+
+    done = [json.loads(line) for line in capsys.readouterr().err.splitlines()][-2]
+    assert (done["event"], done["reason"]) == ("done", "error")
+    assert descriptors() <= before + 3  # what libuv keeps from its first loop on
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, OSError, UserError])
+def test_the_once_a_second_look(
+    far: socket.socket,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    """A bug in it ends the program; a route that is gone just now does not."""
+    looked = []
+
+    def fail(_: object) -> None:
+        looked.append(1)
+        raise error("so it is")
+
+    monkeypatch.setattr(sender, "TICK", 0.01)
+    monkeypatch.setattr(Tunnel, "refresh", fail)
+    packets = [(number * 3600 * SECOND, numbered(number)) for number in range(3)]
+    path = pcap_files.write(tmp_path / "x.pcap", packets)
+    is_bug = error is ZeroDivisionError
+
+    with pytest.raises(error) if is_bug else contextlib.nullcontext():
+        lines = send(capsys, file=path, to=[to(far)], duration=5 if is_bug else 0.3)
+    if is_bug:
+        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+    assert lines[0]["reason"] == ("error" if is_bug else "duration")
+    assert lines[0]["cloned"] == 1
+    assert len(looked) == 1 if is_bug else len(looked) > 1
+
+
+def block(kind: int, body: bytes) -> bytes:
+    """Return a pcapng block."""
+    length = struct.pack("<I", 12 + len(body))
+    return struct.pack("<I", kind) + length + body + length
+
+
+def test_a_mistake_in_the_middle_keeps_the_ledger(
+    far: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, stats = tmp_path / "x.pcapng", tmp_path / "stats.json"
+    octets = numbered(1) + bytes(-len(numbered(1)) % 4)
+    packets = [
+        block(6, struct.pack("<IIIII", number, 0, 0, *[len(numbered(1))] * 2) + octets)
+        for number in (0, 1)
+    ]
+    path.write_bytes(
+        block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
+        + b"".join(block(1, struct.pack("<HHI", linktype, 0, 65535)) for linktype in (1, 105))
+        + b"".join(packets)
+    )
+
+    with pytest.raises(UserError, match="link type 105"):
+        send(capsys, file=path, to=[to(far)], speed="max", stats=str(stats))
+
+    done = json.loads(capsys.readouterr().err.splitlines()[0])
+    assert (done["reason"], done["received"], done["cloned"]) == ("error", 1, 1)
+    assert json.loads(stats.read_text())["cloned"] == 1
+    assert arrived(far) == [numbered(1)]
+
+
+class Congested(recording.RecordingSocket):
+    """A socket whose queue is full for good: each batch waits as long as a real one would."""
+
+    def send(self, _: np.ndarray, batch: Batch) -> Sent:
+        time.sleep(0.1)
+        return Sent(errors={"queue-full": len(batch)})
+
+
+def test_congested_tunnels_do_not_keep_it_from_ending(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, root: None
+) -> None:
+    monkeypatch.setattr(targets, "_open_socket", lambda *_: Congested())
+    names = [f"vxlan://127.0.0.{number}" for number in range(1, 9)]
+    console.configure_logging(verbose=False)
+    ended = []
+
+    async def steer(running: Sender) -> None:
+        task = asyncio.create_task(running.run())
+        while not running.ledger.cloned:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        ended.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+        await task
+
+    with traffic() as options:
+        running = Sender(SendOptions(to=names, **options))
+        uvloop.run(asyncio.wait_for(steer(running), 30))
+
+    assert time.monotonic() - ended[0] < 2
+    assert running.ledger.balances()
+    running.report()
+    assert '"reason": "SIGINT"' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -186,7 +339,11 @@ def test_signals(far: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_mistakes_leave_nothing_open(
-    options: dict[str, Any], message: str, tmp_path: Path, root: None
+    options: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    root: None,
 ) -> None:
     path = pcap_files.write(tmp_path / "x.pcap", [numbered(1)])
     before = descriptors()
@@ -194,5 +351,6 @@ def test_mistakes_leave_nothing_open(
     with pytest.raises(UserError, match=message) as told:
         sender.send(SendOptions(**{"file": path, "to": ["gre://127.0.0.1"]} | options))
 
+    assert capsys.readouterr().err == ""  # a ledger of nothing tells nothing
     assert "\n" not in str(told.value)
     assert descriptors() == before

@@ -7,6 +7,7 @@ import functools
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import outer
 import pytest
@@ -14,6 +15,7 @@ import recording
 
 import lab
 from tunnelbridge import source
+from tunnelbridge.batch import Batch, from_packets
 from tunnelbridge.clone.guard import LoopGuard
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux.ring import Ring
@@ -108,6 +110,79 @@ def test_filter_and_direction(expression: str, direction: Direction, expected: l
 
         assert here.cloned == [numbered(number) for number in expected]
         assert here.pipeline.ledger.balances()
+
+
+@pytest.mark.parametrize("direction", ["both", "in", "out"])
+def test_on_loopback_each_packet_is_seen_once(direction: Direction) -> None:
+    def talk() -> None:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far,
+        ):
+            far.bind(("127.0.0.1", 0))
+            for number in range(3):
+                near.sendto(bytes([number]), far.getsockname())
+                far.recv(1)
+
+    with mirrored(direction=direction) as here:
+        here.source.name = "lo"
+        ring = here.inside(here.source.attach)
+        here.inside(talk)
+        here.captured(3)
+        lab.until(lambda: (here.source.read(), not here.source.pending())[1], what="all read")
+
+        assert ring.statistics() == (3, 0)
+        assert [clone[-1] for clone in here.cloned] == [0, 1, 2]
+
+
+def test_an_interface_without_ethernet() -> None:
+    with mirrored() as here:
+        here.source.name = lab.unique("tun")
+        lab.run("ip", "-n", here.ns, "tuntap", "add", "dev", here.source.name, "mode", "tun")
+        message = rf"^interface {here.source.name} carries no Ethernet frames \(ARPHRD 65534\): "
+        with pytest.raises(UserError, match=message) as told:
+            here.inside(here.source.attach)
+        assert "\n" not in str(told.value)
+        assert here.source.ring is None
+        assert not here.inside(here.source.reattach)
+
+
+def test_a_block_is_given_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Batch) -> None:
+        raise ZeroDivisionError
+
+    with mirrored() as here:
+        here.inside(here.source.attach)
+        here.send(numbered(1))
+        here.captured(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(here.pipeline, "process", fail)
+            with pytest.raises(ZeroDivisionError):
+                lab.until(lambda: not here.source.read(), what="the failure")
+        here.send(numbered(2))
+        here.read(1)  # would raise if the first block were still held
+
+        assert here.source.ring is not None
+        assert here.source.ring._held == 0
+        assert here.cloned == [numbered(2)]
+
+
+@pytest.mark.parametrize(("seconds", "blocks"), [(0.0, 8), (0.04, 3), (1.0, 1)])
+def test_a_slow_pipeline_does_not_keep_signals_waiting(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, blocks: int
+) -> None:
+    now, read = [1000.0], []
+
+    def process(batch: Batch) -> None:
+        read.append(len(batch))
+        now[0] += seconds
+
+    monkeypatch.setattr(source, "monotonic", lambda: now[0])
+    each = InterfaceSource("any", "", "both", SimpleNamespace(process=process))
+    each.ring = SimpleNamespace(read=lambda: from_packets([numbered(1)]), release=lambda: None)
+
+    assert each.read()
+    assert len(read) == blocks
 
 
 def test_no_such_interface() -> None:

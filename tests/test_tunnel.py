@@ -306,6 +306,30 @@ def test_a_source_address_that_is_gone_gets_a_new_socket_once() -> None:
     assert sockets[1].is_closed
 
 
+def test_in_a_hurry_a_full_queue_is_not_tried_again() -> None:
+    tunnel, sock = recording.tunnel("erspan2://192.0.2.9")
+    frames = recording.frames([WEB, WEB])
+    sock.fate = lambda _: "queue-full"
+    tunnel.send(frames)
+    tunnel.send(frames)
+    assert len(sock.packets) == 4
+    tunnel.hurry()
+    tunnel.send(frames)
+    assert len(sock.packets) == 4
+    assert (tunnel.ledger.clones, tunnel.ledger.queue_dropped) == (6, 6)
+    assert balanced(tunnel.ledger, 6)
+
+    tunnel, sock = recording.tunnel("gre://192.0.2.9")
+    tunnel.hurry()
+    tunnel.send(frames)
+    sock.fate = lambda _: "queue-full"
+    tunnel.send(frames)
+    tunnel.send(frames)
+    assert len(sock.packets) == 4
+    assert (tunnel.ledger.sent, tunnel.ledger.queue_dropped) == (2, 4)
+    assert balanced(tunnel.ledger, 6)
+
+
 def test_the_route_decides_anew_what_fits() -> None:
     tunnel, sock = recording.tunnel("vxlan://192.0.2.9", "drop", 1500)
     frames = recording.frames([ip_frame(1400)])

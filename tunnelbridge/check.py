@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from tunnelbridge import console
 from tunnelbridge.capture.reader import open_capture
 from tunnelbridge.config import MtuPolicy
-from tunnelbridge.linux.libpcap import compile_filter
-from tunnelbridge.linux.netlink import Route, link, route
+from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
+from tunnelbridge.linux.netlink import Link, Route, route
+from tunnelbridge.linux.tpacket import open_socket
 from tunnelbridge.sender import SendOptions
-from tunnelbridge.targets import Target, resolve_targets
+from tunnelbridge.source import mirrorable, seen_direction
+from tunnelbridge.targets import Target, open_tunnels, resolve_targets
 
 MAC_HEADER: Final = 14
 FULL_FRAME: Final = 1514
@@ -18,6 +21,7 @@ FULL_FRAME: Final = 1514
 def check(options: SendOptions) -> list[str]:
     """Return the report, line by line; raises UserError for what would stop ``send``."""
     options.validate()
+    console.check_writable(options.stats)
     lines: list[str] = []
     frame = FULL_FRAME
     if options.file is not None:
@@ -25,18 +29,29 @@ def check(options: SendOptions) -> list[str]:
         compile_filter(options.expression)
         lines.append(f"source   {options.file}, at {options.speed} speed")
     for name in options.interfaces:
-        found = link(name)
-        compile_filter(options.expression, interface=name)
+        found = mirrorable(name)
         frame = max(frame, found.mtu + MAC_HEADER)
-        state = "up" if found.up else "DOWN: nothing will be seen until it is up"
-        lines.append(f"source   {name}, MTU {found.mtu}, {state}, direction {options.direction}")
+        lines.append(_describe_interface(found, options))
     lines.append(f"filter   {options.expression or 'none: every packet'}")
     if options.snaplen is not None:
         lines.append(f"snaplen  {options.snaplen} octets of each frame")
         frame = min(frame, options.snaplen)
-    for target in resolve_targets(options.to, options.arp, options.fdb):
+    targets = resolve_targets(options.to, options.arp, options.fdb)
+    for tunnel in open_tunnels(targets, options.mtu, options.snaplen):
+        tunnel.close()
+    for target in targets:
         lines += _describe(target, options, frame)
     return lines
+
+
+def _describe_interface(found: Link, options: SendOptions) -> str:
+    """Describe an interface; its socket is opened as ``send`` does, but it captures nothing."""
+    direction = seen_direction(found, options.direction)
+    program = compile_filter(options.expression, interface=found.name)
+    open_socket(found.name, refuse_marked(program, direction=direction), False).close()
+    state = "up" if found.up else "DOWN: nothing will be seen until it is up"
+    why = "" if direction == options.direction else " (loopback shows each packet twice)"
+    return f"source   {found.name}, MTU {found.mtu}, {state}, direction {direction}{why}"
 
 
 def _describe(target: Target, options: SendOptions, frame: int) -> list[str]:

@@ -12,7 +12,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from time import monotonic
+from typing import Any, Final
 
 import structlog
 import uvloop
@@ -25,16 +26,18 @@ from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.ledger import SenderLedger
 from tunnelbridge.linux.libpcap import compile_filter
 from tunnelbridge.linux.links import LinkMonitor
-from tunnelbridge.linux.netlink import link
+from tunnelbridge.linux.ring import Ring
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.replay import parse_speed, replay
-from tunnelbridge.source import Direction, InterfaceSource
+from tunnelbridge.source import LONGEST_READ, Direction, InterfaceSource, mirrorable
 from tunnelbridge.targets import open_tunnels, resolve_targets
 
 TICK: Final = 1.0
 DRAIN: Final = 0.25
 """Seconds to wait for the rings' last blocks; they are handed over within a few milliseconds."""
 DRAIN_STEP: Final = 0.003
+BREATH: Final = 0.001
+"""Seconds without a ring's reader after a slow read, or a signal would wait behind the next one."""
 
 
 @dataclass(slots=True)
@@ -67,6 +70,10 @@ class SendOptions:
             )
         if len(set(self.interfaces)) != len(self.interfaces):
             raise UsageError("an interface is named twice")
+        if self.file is not None and self.direction != "both":
+            raise UsageError("--direction chooses among an interface's packets, not a file's (-r)")
+        if self.interfaces and self.speed != "original":
+            raise UsageError("--speed paces a file (-r); packets of -i are cloned as they come")
         self.speed_value = parse_speed(self.speed)
 
 
@@ -81,9 +88,10 @@ class Sender:
         self._line = console.LiveLine()
         self._stop = asyncio.Event()
         self._reason = ""
+        self._failure: BaseException | None = None
         targets = resolve_targets(options.to, options.arp, options.fdb)
         for name in options.interfaces:
-            link(name)
+            mirrorable(name)
         program = None
         if options.file is not None and options.expression:
             program = compile_filter(options.expression)
@@ -102,24 +110,53 @@ class Sender:
         return self.pipeline.ledger
 
     async def run(self) -> None:
-        """Send until a signal, the count, the duration or the file's end."""
+        """Send until a signal, the count, the duration or the file's end.
+
+        What no part of it foresaw ends it too, and is raised again when all is drained and closed.
+        """
         loop = asyncio.get_running_loop()
+        former = loop.get_exception_handler()
+        loop.set_exception_handler(self._on_exception)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
         if self.options.duration is not None:
             loop.call_later(self.options.duration, self._end, "duration")
         ticker = asyncio.create_task(self._tick())
+        ticker.add_done_callback(self._on_tick_end)
         try:
             if self.options.file is not None:
                 await self._send_file(self.options.file)
             else:
                 await self._send_interfaces(loop)
+        except Exception as error:  # raised below, unless an earlier one is
+            self._fail(error)
         finally:
             ticker.cancel()
             for tunnel in self.tunnels:
                 tunnel.close()
             self._line.clear()
+            loop.set_exception_handler(former)
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Take what a callback raised, which the loop would only log."""
+        error = context.get("exception")
+        if isinstance(error, BaseException):
+            self._fail(error)
+        else:
+            loop.default_exception_handler(context)
+
+    def _on_tick_end(self, ticker: asyncio.Task[None]) -> None:
+        if not ticker.cancelled() and (error := ticker.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End for a failure; of several the first is told."""
+        if self._failure is None:
+            self._failure = error
+        self._end("error")
 
     def _end(self, reason: str) -> None:
         self._reason = self._reason or reason
@@ -164,11 +201,21 @@ class Sender:
             source.detach()
 
     def _on_readable(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
-        if not source.read() and source.ring is not None:
-            loop.remove_reader(source.ring.fileno())
+        ring, began = source.ring, monotonic()
+        if self._stop.is_set() or ring is None:
+            return
+        if not source.read():
+            loop.remove_reader(ring.fileno())
             self._listen(loop, source)
+        elif monotonic() - began > LONGEST_READ:
+            loop.remove_reader(ring.fileno())
+            loop.call_later(BREATH, self._resume, loop, source, ring)
         if self.pipeline.is_done:
             self._end("count")
+
+    def _resume(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource, ring: Ring) -> None:
+        if source.ring is ring and not self._stop.is_set():
+            self._listen(loop, source)
 
     def _on_link(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         """Follow an interface that vanishes and comes back under the same name."""
@@ -188,11 +235,14 @@ class Sender:
             if source.ring is not None:
                 loop.remove_reader(source.ring.fileno())
                 source.ring.stop()
-        deadline = loop.time() + DRAIN
-        while any(source.pending() for source in self._sources) and loop.time() < deadline:
+        for tunnel in self.tunnels:
+            tunnel.hurry()
+        deadline = monotonic() + DRAIN  # a loop's own time stands still in a callback
+        while any(source.pending() for source in self._sources) and monotonic() < deadline:
             await asyncio.sleep(DRAIN_STEP)
             for source in self._sources:
-                source.read()
+                if monotonic() < deadline:
+                    source.read()
 
     async def _tick(self) -> None:
         while True:
@@ -201,7 +251,7 @@ class Sender:
                 source.count_drops()
                 self._on_link(asyncio.get_running_loop(), source.name)  # events can be lost
             for tunnel in self.tunnels:
-                with contextlib.suppress(UserError):  # no route now: sending counts it
+                with contextlib.suppress(UserError, OSError):  # no route now: sending counts it
                     tunnel.refresh()
             self._show_rate()
             ledger = self.ledger
@@ -249,5 +299,13 @@ def _quietly(call: object, *arguments: object) -> None:
 def send(options: SendOptions) -> None:
     """Run ``tunnelbridge send`` to its end; raises UserError."""
     sender = Sender(options)
-    uvloop.run(sender.run())
+    try:
+        uvloop.run(sender.run())
+    except BaseException as error:
+        # A mistake found before anything was sent is one line; anything else keeps its counts, and
+        # a ledger that cannot be written must not hide it.
+        if sender.ledger.received or not isinstance(error, UserError):
+            with contextlib.suppress(UserError):
+                sender.report()
+        raise
     sender.report()

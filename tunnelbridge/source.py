@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Final, Literal
 
 import structlog
@@ -10,6 +11,7 @@ from tunnelbridge.errors import UserError
 from tunnelbridge.ledger import SenderLedger
 from tunnelbridge.linux.libc import Program
 from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
+from tunnelbridge.linux.netlink import Link, link
 from tunnelbridge.linux.ring import Ring
 from tunnelbridge.linux.tpacket import find_interface, interface_index
 from tunnelbridge.pipeline import Pipeline
@@ -17,6 +19,26 @@ from tunnelbridge.pipeline import Pipeline
 Direction = Literal["both", "in", "out"]
 BLOCKS_AT_ONCE: Final = 8
 """Blocks per wake-up, so that signals and timers are never kept waiting."""
+LONGEST_READ: Final = 0.1
+"""Seconds after which a wake-up takes no further block: full queues make blocks slow."""
+ARPHRD_ETHER: Final = 1  # linux/if_arp.h
+ARPHRD_LOOPBACK: Final = 772
+
+
+def mirrorable(name: str) -> Link:
+    """Return an interface's facts; raises UserError where its packets are no Ethernet frames."""
+    found = link(name)
+    if found.kind not in (ARPHRD_ETHER, ARPHRD_LOOPBACK):
+        raise UserError(
+            f"interface {name} carries no Ethernet frames (ARPHRD {found.kind}): mirror the Ethernet"
+            " interface beneath it, or one in front of it"
+        )
+    return found
+
+
+def seen_direction(found: Link, direction: Direction) -> Direction:
+    """Return the direction to capture: loopback shows each packet as it leaves and as it comes."""
+    return "in" if found.kind == ARPHRD_LOOPBACK and direction == "both" else direction
 
 
 class InterfaceSource:
@@ -37,8 +59,9 @@ class InterfaceSource:
 
     def attach(self) -> Ring:
         """Open the ring; raises UserError where the interface or the right to it is missing."""
+        direction = seen_direction(mirrorable(self.name), self._direction)
         self.ring = Ring(
-            self.name, program=self._program(), ignore_outgoing=self._direction == "in"
+            self.name, program=self._program(direction), ignore_outgoing=direction == "in"
         )
         self._seen = self._dropped = 0
         self._index = interface_index(self.name)
@@ -48,9 +71,9 @@ class InterfaceSource:
         """Tell whether the interface of this name is another one now, or is there again, or gone."""
         return self._index != find_interface(self.name)
 
-    def _program(self) -> Program:
+    def _program(self, direction: Direction) -> Program:
         return refuse_marked(
-            compile_filter(self._expression, interface=self.name), direction=self._direction
+            compile_filter(self._expression, interface=self.name), direction=direction
         )
 
     def read(self) -> bool:
@@ -62,6 +85,7 @@ class InterfaceSource:
         ring = self.ring
         if ring is None:
             return True
+        began = monotonic()
         for _ in range(BLOCKS_AT_ONCE):
             batch = ring.read()
             if batch is None:
@@ -70,8 +94,12 @@ class InterfaceSource:
                     return False
                 return True
             self._seen += len(batch)
-            self._pipeline.process(batch)
-            ring.release()
+            try:
+                self._pipeline.process(batch)
+            finally:
+                ring.release()
+            if monotonic() - began > LONGEST_READ:
+                break
         return True
 
     def count_drops(self) -> None:

@@ -85,6 +85,7 @@ class Tunnel:
         self._is_numbered = encapsulation.has_sequence
         self._numbering = numbering or Numbering()
         self._source_gone = 0
+        self._is_full = self._is_hurried = False
 
     @property
     def overhead(self) -> int:
@@ -103,6 +104,11 @@ class Tunnel:
         if suffix:
             batch = batch.skip(suffix)
         count = len(batch)
+        ledger = self.ledger
+        ledger.clones += count
+        if self._is_hurried and self._is_full:
+            ledger.queue_dropped += count
+            return
         clones = Clones(
             batch=batch,
             length=batch.total_length,
@@ -113,14 +119,18 @@ class Tunnel:
             ethertype=frames.ethertype,
         )
         sent = self._socket.send(self.encapsulation.rows(clones), batch)
-        ledger = self.ledger
-        ledger.clones += count
         ledger.sent += sent.packets
         ledger.octets += sent.octets + suffix * sent.packets
         ledger.truncated += int(truncated.sum())
         ledger.unreachable += sent.unreachable
-        ledger.queue_dropped += sent.errors.pop("queue-full", 0)
+        dropped = sent.errors.pop("queue-full", 0)
+        self._is_full = dropped > 0
+        ledger.queue_dropped += dropped
         ledger.errors.update(sent.errors)
+
+    def hurry(self) -> None:
+        """Wait no more for a queue that has been found full: what is for it counts as dropped."""
+        self._is_hurried = True
 
     def refresh(self) -> None:
         """Follow the network: the route's MTU, and the outer source address.
