@@ -16,6 +16,8 @@ import unprivileged
 from netlab import Lab
 from process import LabError
 
+from tunnelbridge.errors import UserError
+
 
 def main() -> int:
     options = _options()
@@ -29,7 +31,10 @@ def main() -> int:
             finally:  # a lab that stands after a failure has to be removed as well
                 if options.keep:
                     print(routed.how_to_enter(lab), flush=True)
-    except LabError as error:
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
+        return 141
+    except (LabError, UserError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

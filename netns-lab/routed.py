@@ -152,7 +152,9 @@ class Demo:
         expected = compare.readdressed(original, member)
         count = f"{len(original):,}"
 
+        outside = len(captures[1]) - len(pcap)
         self.report.heading("Is it true?")
+        print(f"   (compared between two marks that the client sent; {outside} frames lie outside)")
         for request in self.requests:
             check(compare.holds(pcap, request.encode()), f"in the pcap: {request}")
         addressed = all(frame.octets[:6] == member for frame in pcap)
