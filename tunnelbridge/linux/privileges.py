@@ -52,8 +52,11 @@ def missing(capability: str, what: str) -> UserError:
     grant = "cap_net_raw,cap_net_admin"
     if capability.lower() not in grant.split(","):
         grant += f",{capability.lower()}"
-    # setcap refuses symbolic links, and a virtual environment's python is one
-    python = os.path.realpath(sys.executable or "python3")
-    return UserError(
-        f"{what} needs {capability}: run with sudo, or once: sudo setcap {grant}+ep {python}"
-    )
+    python = os.path.realpath(sys.executable or "python3")  # setcap refuses symbolic links
+    if sys.prefix != sys.base_prefix and python.startswith(f"{sys.prefix}/"):
+        once = f"sudo setcap {grant}+ep {python}"
+    else:  # a right given to the system's interpreter is given to everybody
+        once = (
+            f"python3 -m venv --copies VENV, install there, sudo setcap {grant}+ep VENV/bin/python3"
+        )
+    return UserError(f"{what} needs {capability}: run with sudo, or once: {once}")
