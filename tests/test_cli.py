@@ -74,6 +74,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[SendOptions]:
         (["send", "-r", "x", "--to", "gre://127.0.0.1?vni=1"], "no option vni"),
         (["send", "-r", "x", "--to", "10.0.0.1"], "no ARP entry for 10.0.0.1"),
         (["check", "-r", "x", "--to", "10.0.0.1", "--arp", "10.0.0.1=no"], "is not a MAC address"),
+        (["send", "-r", "x", TO, "--direction", "out"], "--direction chooses"),
+        (["send", "-r", "x", TO, "--speed", "1e-12"], "--speed 1e-12: expected"),
+        (["send", "-i", "lo", TO, "--speed", "max"], "--speed paces a file"),
+        (["send", "-r", "x", "--to", "vxlan://127.0.0.1?vni=1&vni=2"], "vni is given twice"),
+        (["send", "-r", "x", "--to", "gre://me@127.0.0.1"], "has no user"),
+        (["send", "-r", "x", "--to", "gre://127.0.0.1#x"], "nothing can follow a #"),
+        (["send", "-r", "x", TO, "--arp", "10.0.0.1=02:00:00:00:00:01"], "no --to uses --arp"),
+        (
+            ["check", "-r", "x", "--to", "vxlan://127.0.0.1:5", "--to", "tzsp://127.0.0.1:5"],
+            "two encapsulations through UDP port 5",
+        ),
     ],
 )
 def test_what_cannot_be_meant(
