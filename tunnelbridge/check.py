@@ -13,6 +13,7 @@ from tunnelbridge.linux.tpacket import open_socket
 from tunnelbridge.sender import SendOptions
 from tunnelbridge.source import mirrorable, seen_direction
 from tunnelbridge.targets import Target, open_tunnels, resolve_targets
+from tunnelbridge.tunnel import LARGEST_OUTER
 
 MAC_HEADER: Final = 14
 FULL_FRAME: Final = 1514
@@ -88,6 +89,8 @@ def _fate(frame: int, overhead: int, mtu: int, policy: MtuPolicy) -> str:
     becomes = f"a {frame}-octet frame becomes a {outer}-octet packet"
     if outer <= mtu:
         return f"{becomes}: fits"
+    if outer > LARGEST_OUTER and policy is MtuPolicy.FRAGMENT:
+        return f"{becomes}, longer than any IP packet: dropped"
     room = mtu - overhead
     outcomes = {
         MtuPolicy.FRAGMENT: "sent in IP fragments",

@@ -6,6 +6,7 @@ Every mistake is one line that names the tunnel, the option, its value and the r
 from __future__ import annotations
 
 import ipaddress
+import re
 from enum import StrEnum
 from typing import Any, Final, Literal
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -171,6 +172,9 @@ TUNNELS: Final[dict[str, type[Outer]]] = {
     "juniper": Juniper,
 }
 
+_BRACKETED: Final = re.compile(r"[^:]*(:\d+)?([/?#]|$)|[^\[]*\[[^\]]+\]")
+"""A remote in which colons are in their places: host, host:port, or an address in brackets."""
+
 
 def parse_tunnel(text: str) -> Outer:
     """Return the tunnel that ``text`` describes; raises UsageError in one line."""
@@ -184,6 +188,10 @@ def parse_tunnel(text: str) -> Outer:
     if model is None:
         raise UsageError(
             f"tunnel {text}: unknown encapsulation {scheme}; known: {', '.join(TUNNELS)}"
+        )
+    if rest.count(":") > 1 and not _BRACKETED.match(rest):
+        raise UsageError(
+            f"tunnel {text}: put an IPv6 address in brackets: {scheme}://[2001:db8::1]"
         )
     try:
         parts = urlsplit(f"//{rest}")

@@ -31,6 +31,7 @@ from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.replay import parse_speed, replay
 from tunnelbridge.source import LONGEST_READ, Direction, InterfaceSource, mirrorable
 from tunnelbridge.targets import open_tunnels, resolve_targets
+from tunnelbridge.watch import LossWatch
 
 TICK: Final = 1.0
 DRAIN: Final = 0.25
@@ -102,6 +103,7 @@ class Sender:
             InterfaceSource(name, options.expression, options.direction, self.pipeline)
             for name in options.interfaces
         ]
+        self._watch = LossWatch()
         self._last = (0, 0)
 
     @property
@@ -117,11 +119,18 @@ class Sender:
         loop = asyncio.get_running_loop()
         former = loop.get_exception_handler()
         loop.set_exception_handler(self._on_exception)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
         if self.options.duration is not None:
             loop.call_later(self.options.duration, self._end, "duration")
+        for tunnel in self.tunnels:
+            if not tunnel.is_marked:
+                self._log.warning(
+                    "clones are not marked (that needs CAP_NET_ADMIN): other captures on this host"
+                    " see them; the loop guard still refuses them here",
+                    to=tunnel.ledger.name,
+                )
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._on_tick_end)
         try:
@@ -253,7 +262,9 @@ class Sender:
             for tunnel in self.tunnels:
                 with contextlib.suppress(UserError, OSError):  # no route now: sending counts it
                     tunnel.refresh()
-            self._show_rate()
+            self._watch.look(self.ledger.tunnels)
+            if self._line.active and self.options.file is None:  # a file has its progress bar
+                self._show_rate()
             ledger = self.ledger
             self._log.debug(
                 "counters",
@@ -281,7 +292,7 @@ class Sender:
         for source in self._sources:
             source.count_drops()
         with contextlib.suppress(UserError):
-            console.write_stats(self.options.stats or "-", self.ledger.as_dict())
+            console.write_snapshot(self.options.stats, self.ledger.as_dict())
 
     def report(self) -> None:
         """Write the closing ledger: to ``--stats``, and in short to standard error."""

@@ -54,6 +54,7 @@ class InterfaceSource:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._seen = 0
         self._dropped = 0
+        self._is_down = False
         self._index: int | None = None
         self.ring: Ring | None = None
 
@@ -64,6 +65,7 @@ class InterfaceSource:
             self.name, program=self._program(direction), ignore_outgoing=direction == "in"
         )
         self._seen = self._dropped = 0
+        self._is_down = False
         self._index = interface_index(self.name)
         return self.ring
 
@@ -89,10 +91,15 @@ class InterfaceSource:
         for _ in range(BLOCKS_AT_ONCE):
             batch = ring.read()
             if batch is None:
-                if ring.clear_error():
+                if not ring.clear_error():
+                    return True
+                if not self.is_stale():  # otherwise it is gone, which is told elsewhere
+                    self._is_down = True
                     self._log.warning("interface is down", interface=self.name)
-                    return False
-                return True
+                return False
+            if self._is_down:
+                self._is_down = False
+                self._log.info("interface is up again", interface=self.name)
             self._seen += len(batch)
             try:
                 self._pipeline.process(batch)

@@ -121,7 +121,7 @@ def _refuse_unused(to: Sequence[str], neighbours: Neighbours) -> None:
 def _target(text: str, neighbours: Neighbours) -> Target:
     if not is_member(text):
         spec = parse_tunnel(text)
-        return Target(text, spec, resolve_host(spec.remote))
+        return Target(text, spec, _far_end(text, spec))
     adjacency = neighbours.resolve(text)
     spec = parse_tunnel(adjacency.tunnel)
     if spec.encapsulation(may_cut=False).bare_ip:
@@ -130,7 +130,14 @@ def _target(text: str, neighbours: Neighbours) -> Target:
             " that carries Ethernet, or there is no MAC address to rewrite"
         )
     name = f"{text} via {adjacency.tunnel}"
-    return Target(name, spec, resolve_host(spec.remote), text, adjacency.mac)
+    return Target(name, spec, _far_end(name, spec), text, adjacency.mac)
+
+
+def _far_end(name: str, spec: Outer) -> str:
+    remote = resolve_host(spec.remote)
+    if ipaddress.ip_address(remote).is_unspecified:
+        raise UsageError(f"tunnel {name}: {remote} is nobody's address: name the far end's")
+    return remote
 
 
 def endpoint(target: Target) -> Endpoint:

@@ -92,6 +92,11 @@ class Tunnel:
         """Octets the outer packet is longer than the inner frame."""
         return self.ip_header + self.encapsulation.overhead
 
+    @property
+    def is_marked(self) -> bool:
+        """Clones carry the mark that capture filters refuse."""
+        return self._socket.marked
+
     def send(self, frames: Frames) -> None:
         """Clone a batch into the tunnel; never raises for what the network does."""
         if self.encapsulation.bare_ip:
