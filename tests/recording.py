@@ -28,6 +28,7 @@ class RecordingSocket:
         self.packets: list[bytes] = []
         self.unreachable = 0
         self.is_closed = False
+        self.marked = True
 
     def send(self, rows: np.ndarray, batch: Batch) -> Sent:
         assert not self.is_closed
