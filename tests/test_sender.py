@@ -297,6 +297,8 @@ def test_a_mistake_in_the_middle_keeps_the_ledger(
 class Congested(recording.RecordingSocket):
     """A socket whose queue is full for good: each batch waits as long as a real one would."""
 
+    marked = True
+
     def send(self, _: np.ndarray, batch: Batch) -> Sent:
         time.sleep(0.1)
         return Sent(errors={"queue-full": len(batch)})
