@@ -11,8 +11,8 @@ The path of one packet through ``tunnelbridge send``, by file:
 
 Around it: ``cli`` and ``config`` (what the user says), ``targets`` (tunnels, static ARP and FDB),
 ``sender`` (the loop), ``watch`` (losses that begin and end), ``check`` (what would happen), ``console``
-(what people see), ``command_line`` (what both programs' commands share), ``ledger`` (every packet in one
-bucket), ``errors`` (what users can do wrong).
+(what people see), ``command_line`` (what both programs' commands share), ``ledger`` (every packet in
+one bucket), ``errors`` (what users can do wrong).
 
 Packages: ``wire`` formats · ``clone`` policy · ``restore`` wire truth, all three pure; ``linux`` every
 file descriptor; ``capture`` files. Imports point down; import-linter holds it.
