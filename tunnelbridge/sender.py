@@ -124,13 +124,6 @@ class Sender:
         loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
         if self.options.duration is not None:
             loop.call_later(self.options.duration, self._end, "duration")
-        for tunnel in self.tunnels:
-            if not tunnel.is_marked:
-                self._log.warning(
-                    "clones are not marked (that needs CAP_NET_ADMIN): other captures on this host"
-                    " see them; the loop guard still refuses them here",
-                    to=tunnel.ledger.name,
-                )
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._on_tick_end)
         try:
@@ -188,6 +181,7 @@ class Sender:
             for source in self._sources:
                 self._listen(loop, source)
             monitor.start()
+            self._tell_unmarked()
             self._log.info(
                 "cloning",
                 sources=list(self.options.interfaces),
@@ -199,6 +193,15 @@ class Sender:
             monitor.close()
             for source in self._sources:
                 self._unlisten(loop, source)
+
+    def _tell_unmarked(self) -> None:
+        for tunnel in self.tunnels:
+            if not tunnel.is_marked:
+                self._log.warning(
+                    "clones are not marked (that needs CAP_NET_ADMIN): other captures on this host"
+                    " see them; the loop guard still refuses them here",
+                    to=tunnel.ledger.name,
+                )
 
     def _listen(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
         ring = source.attach() if source.ring is None else source.ring
