@@ -167,9 +167,9 @@ def test_a_block_is_given_back_whatever_happens(monkeypatch: pytest.MonkeyPatch)
         assert here.cloned == [numbered(2)]
 
 
-@pytest.mark.parametrize(("seconds", "blocks"), [(0.0, 8), (0.04, 3), (1.0, 1)])
+@pytest.mark.parametrize(("seconds", "batches"), [(0.0, 4), (0.04, 3), (1.0, 1)])
 def test_a_slow_pipeline_does_not_keep_signals_waiting(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, blocks: int
+    monkeypatch: pytest.MonkeyPatch, seconds: float, batches: int
 ) -> None:
     now, read = [1000.0], []
 
@@ -179,10 +179,10 @@ def test_a_slow_pipeline_does_not_keep_signals_waiting(
 
     monkeypatch.setattr(source, "monotonic", lambda: now[0])
     each = InterfaceSource("any", "", "both", SimpleNamespace(process=process))
-    each.ring = SimpleNamespace(read=lambda: from_packets([numbered(1)]), release=lambda: None)
+    each.ring = SimpleNamespace(read=lambda _: from_packets([numbered(1)]), release=lambda: None)
 
     assert each.read()
-    assert len(read) == blocks
+    assert len(read) == batches
 
 
 def test_no_such_interface() -> None:

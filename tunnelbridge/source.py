@@ -17,8 +17,10 @@ from tunnelbridge.linux.tpacket import find_interface, interface_index
 from tunnelbridge.pipeline import Pipeline
 
 Direction = Literal["both", "in", "out"]
-BLOCKS_AT_ONCE: Final = 8
-"""Blocks per wake-up, so that signals and timers are never kept waiting."""
+BLOCKS_AT_ONCE: Final = 32
+"""Blocks that may go into one batch."""
+BATCHES_AT_ONCE: Final = 4
+"""Batches per wake-up, so that signals and timers are never kept waiting."""
 LONGEST_READ: Final = 0.1
 """Seconds after which a wake-up takes no further block: full queues make blocks slow."""
 ARPHRD_ETHER: Final = 1  # linux/if_arp.h
@@ -88,8 +90,8 @@ class InterfaceSource:
         if ring is None:
             return True
         began = monotonic()
-        for _ in range(BLOCKS_AT_ONCE):
-            batch = ring.read()
+        for _ in range(BATCHES_AT_ONCE):
+            batch = ring.read(BLOCKS_AT_ONCE)
             if batch is None:
                 if not ring.clear_error():
                     return True

@@ -176,6 +176,42 @@ def test_a_small_ring_goes_round_and_several_blocks_are_held(wire: Wire) -> None
             ring.release()
 
 
+def ready(ring: Ring) -> int:
+    """Count the blocks that wait to be read."""
+    status = [
+        ring._words[ring._word(block, tpacket.BLOCK_STATUS)] & tpacket.TP_STATUS_USER
+        for block in range(ring.blocks)
+    ]
+    return sum(bool(each) for each in status) - ring._held
+
+
+def test_ready_blocks_become_one_batch_up_to_where_the_ring_begins_anew(wire: Wire) -> None:
+    """Each frame sits alone in its block: six frames, of which two come after the ring's end."""
+    with wire.ring(block_size=4096, blocks=8) as ring:
+        for number in range(4):
+            wire.send(frame(number, 1514))
+            one_block(ring)
+            ring.release()
+        sent = [frame(number, 1514) for number in range(4, 10)]
+        for number, octets in enumerate(sent):
+            wire.send(octets)
+            lab.until(lambda n=number: ready(ring) == n + 1, what="block")
+
+        first = ring.read(3)
+        second = ring.read(3)
+        third = ring.read(3)
+
+        assert first is not None
+        assert second is not None
+        assert third is not None
+        got = [[batch.octets(i) for i in range(len(batch))] for batch in (first, second, third)]
+        assert got == [sent[:3], sent[3:4], sent[4:]]
+        assert ring.read(3) is None
+        for held in (3, 2, 0):
+            ring.release()
+            assert ring._held == held
+
+
 def test_all_blocks_held_means_none_is_ready(wire: Wire) -> None:
     with wire.ring(block_size=4096, blocks=4) as ring:
         for number in range(4):

@@ -12,7 +12,8 @@ import contextlib
 import mmap
 import socket
 import struct
-from typing import Any
+from collections import deque
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from tunnelbridge.batch import INBOUND, NEEDS_CSUM, OUTBOUND, VNET_HEADER, Batch
 from tunnelbridge.linux import libc, options, tpacket
 from tunnelbridge.wire.ethernet import TPID_8021Q
 from tunnelbridge.wire.octets import load
+
+ENOUGH: Final = 2048
+"""Packets in a batch above which its fixed cost does not matter any more."""
 
 
 class Ring:
@@ -54,6 +58,7 @@ class Ring:
         self.interface = interface
         self.block_size = block_size
         self._next = self._held = self._packets = self._drops = 0
+        self._batches: deque[int] = deque()
         self._socket = tpacket.open_socket(interface, program, ignore_outgoing)
         try:
             self.blocks, self.vnet = tpacket.allocate(self._socket, block_size, blocks)
@@ -70,22 +75,35 @@ class Ring:
         """Return the file descriptor that becomes readable when a block is ready."""
         return self._socket.fileno()
 
-    def read(self) -> Batch | None:
-        """Return the packets of the next ready block, in place; None when no block is ready.
+    def read(self, most: int = 1) -> Batch | None:
+        """Return the packets of the next ready blocks, in place; None when no block is ready.
+
+        Of up to ``most`` blocks, because super-packets fill a block each few and a batch has a fixed
+        cost; fewer once they hold ENOUGH packets, or where the ring begins anew.
 
         The batch may be empty (a block that was closed because the next packet is longer than it)
-        and is valid until :meth:`release`. Several blocks may be held; they are released in
+        and is valid until :meth:`release`. Several batches may be held; they are released in
         the order in which they were read. ``wire_length`` is the packet's length at the interface
         (without a tag in ``vlan``), ``length`` what the filter's snap length left of it.
         """
-        block = self._next
-        # The status is read before anything behind it; the kernel wrote it last (smp_wmb).
-        ready = self._words[self._word(block, tpacket.BLOCK_STATUS)] & tpacket.TP_STATUS_USER
-        if self._held == self.blocks or not ready:
+        positions: list[Column] = []
+        packets = 0
+        while len(positions) < most and packets < ENOUGH and self._is_ready():
+            if positions and self._next == 0:
+                break
+            positions.append(self._positions(self._next))
+            packets += len(positions[-1])
+            self._next = (self._next + 1) % self.blocks
+            self._held += 1
+        if not positions:
             return None
-        self._next = (block + 1) % self.blocks
-        self._held += 1
-        return self._batch(self._positions(block))
+        self._batches.append(len(positions))
+        return self._batch(positions[0] if len(positions) == 1 else np.concatenate(positions))
+
+    def _is_ready(self) -> bool:
+        # The status is read before anything behind it; the kernel wrote it last (smp_wmb).
+        status = self._words[self._word(self._next, tpacket.BLOCK_STATUS)]
+        return self._held < self.blocks and bool(status & tpacket.TP_STATUS_USER)
 
     def _word(self, block: int, field: int) -> int:
         """Return where a word of a block's description lies in ``_words``."""
@@ -130,12 +148,13 @@ class Ring:
         return vnet if undone else None
 
     def release(self) -> None:
-        """Give the block that was read first, of those held, back to the kernel."""
-        if not self._held:
-            raise RuntimeError("release() without a block from read()")
-        block = (self._next - self._held) % self.blocks
-        self._held -= 1
-        self._words[self._word(block, tpacket.BLOCK_STATUS)] = tpacket.TP_STATUS_KERNEL
+        """Give the blocks of the batch that was read first, of those held, back to the kernel."""
+        if not self._batches:
+            raise RuntimeError("release() without a batch from read()")
+        for _ in range(self._batches.popleft()):
+            block = (self._next - self._held) % self.blocks
+            self._held -= 1
+            self._words[self._word(block, tpacket.BLOCK_STATUS)] = tpacket.TP_STATUS_KERNEL
 
     def statistics(self) -> tuple[int, int]:
         """Return (packets, drops) so far: what the filter accepted, drops included; and drops.
