@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,26 @@ def root() -> None:
     """Skip without root: namespaces, raw sockets and taps need it."""
     if os.geteuid() != 0:
         pytest.skip("needs root (namespaces, raw sockets, taps)")
+
+
+@pytest.fixture
+def runner_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Callable[..., tuple[int, str, str]]]:
+    """Return what makes a runner of a program's ``main``: exit code, standard output, error."""
+
+    def runner(main: Callable[[], None], name: str) -> Callable[..., tuple[int, str, str]]:
+        def call(*arguments: str) -> tuple[int, str, str]:
+            monkeypatch.setattr(sys, "argv", [name, *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            code = ended.value.code
+            assert isinstance(code, int)
+            return code, *capsys.readouterr()
+
+        return call
+
+    return runner
 
 
 @pytest.fixture(autouse=True)

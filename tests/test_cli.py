@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pcap_files
 import pytest
-import structlog
 import typer
 
 from tunnelbridge import cli, sender
@@ -22,25 +21,9 @@ Run = Callable[..., tuple[int, str, str]]
 TO = "--to=gre://127.0.0.1"
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
-
-
 @pytest.fixture
-def tunnelbridge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command here: exit code, standard output, standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tunnelbridge", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return code, *capsys.readouterr()
-
-    return call
+def tunnelbridge(runner_of: Callable[..., Run]) -> Run:
+    return runner_of(cli.main, "tunnelbridge")
 
 
 @pytest.fixture

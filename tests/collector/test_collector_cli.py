@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import outer
 import pcap_files
 import pytest
-import structlog
 
 from collector import cli
 from collector import collector as module
@@ -24,25 +23,9 @@ Run = Callable[..., tuple[int, str, str]]
 INNER = outer.frame(outer.ipv4(outer.udp(b"hello", 1, 2), 17, "10.0.0.1", "10.0.0.2"))
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
-
-
 @pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command here: exit code, standard output, standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["collector", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        assert isinstance(code, int)
-        return code, *capsys.readouterr()
-
-    return call
+def collector(runner_of: Callable[..., Run]) -> Run:
+    return runner_of(cli.main, "collector")
 
 
 @pytest.fixture
