@@ -8,6 +8,8 @@ returns stay in that namespace for good; close them before the namespace ends.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import secrets
 import shutil
@@ -122,3 +124,18 @@ def need(*tools: str) -> None:
     for tool in tools:
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}, which is not installed")
+
+
+def descriptors() -> dict[str, str]:
+    """Return this process's open file descriptors and what they are."""
+    gc.collect()  # what only waits to be collected is not open any more
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found[path.name] = str(path.readlink())
+    return found
+
+
+def left_open(before: dict[str, str]) -> list[str]:
+    """Return what is open now and was not ``before``; what others closed meanwhile is no matter."""
+    return [what for number, what in descriptors().items() if before.get(number) != what]

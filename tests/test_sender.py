@@ -23,6 +23,7 @@ import recording
 import structlog
 import uvloop
 
+import lab
 from tunnelbridge import console, sender, targets
 from tunnelbridge.batch import Batch
 from tunnelbridge.errors import UsageError, UserError
@@ -76,10 +77,6 @@ def send(capsys: pytest.CaptureFixture[str], **options: Any) -> list[dict[str, A
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers, not paths
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -107,7 +104,7 @@ def test_a_file_to_its_end(
     stats = tmp_path / "stats.json"
     send(capsys, file=path, to=[to(far)], speed="max")  # libuv keeps a pipe from its first loop on
     assert arrived(far) == frames
-    before = descriptors()
+    before = lab.descriptors()
 
     done, tunnel = send(capsys, file=path, to=[to(far)], speed="max", stats=str(stats))
 
@@ -119,7 +116,7 @@ def test_a_file_to_its_end(
     ledger = json.loads(stats.read_text())
     assert (ledger["received"], ledger["cloned"], ledger["segments"]) == (1501, 1500, 1500)
     assert ledger["tunnels"][0]["octets"] == sum(map(len, frames))
-    assert descriptors() == before
+    assert lab.left_open(before) == []
 
 
 def test_the_count_ends_it_at_once_whatever_the_pace(
@@ -224,13 +221,13 @@ def test_a_bug_in_the_data_path_ends_it_with_a_ledger(
         raise ZeroDivisionError
 
     monkeypatch.setattr(Pipeline, "process", fail)
-    before = descriptors()
+    before = lab.descriptors()
     with traffic() as options, pytest.raises(ZeroDivisionError):
         send(capsys, to=[to(far)], duration=5, **options)
 
     done = [json.loads(line) for line in capsys.readouterr().err.splitlines()][-2]
     assert (done["event"], done["reason"]) == ("done", "error")
-    assert descriptors() <= before + 3  # what libuv keeps from its first loop on
+    assert len(lab.left_open(before)) <= 3  # what libuv keeps from its first loop on
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, OSError, UserError])
@@ -349,11 +346,11 @@ def test_mistakes_leave_nothing_open(
     root: None,
 ) -> None:
     path = pcap_files.write(tmp_path / "x.pcap", [numbered(1)])
-    before = descriptors()
+    before = lab.descriptors()
 
     with pytest.raises(UserError, match=message) as told:
         sender.send(SendOptions(**{"file": path, "to": ["gre://127.0.0.1"]} | options))
 
     assert capsys.readouterr().err == ""  # a ledger of nothing tells nothing
     assert "\n" not in str(told.value)
-    assert descriptors() == before
+    assert lab.left_open(before) == []

@@ -55,10 +55,6 @@ def ns(root: None) -> Iterator[str]:
         yield name
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers, not paths
-
-
 def start(ns: str, **options: Any) -> Collector:
     wanted = parse_wanted(None, (PORT,), (), (), ())
     return lab.in_namespace(ns, Collector, ListenOptions(wanted, ["127.0.0.1"], **options))
@@ -100,7 +96,7 @@ def test_everything_is_counted_delivered_and_told(
 ) -> None:
     console.configure_logging(verbose=False)
     path, stats = tmp_path / "x.pcap", tmp_path / "stats.json"
-    before = descriptors()
+    before = lab.descriptors()
     collector = start(ns, pcap=str(path), taps=["tap-all"], allow=["127.0.0.0/8"], stats=str(stats))
 
     async def steer() -> None:
@@ -130,7 +126,7 @@ def test_everything_is_counted_delivered_and_told(
     assert [line["event"] for line in lines[1:]] == ["done", "stream", "sink", "sink"]
     assert lines[1]["reason"] == "SIGTERM"
     assert "tap-all" not in lab.run("ip", "-n", ns, "-o", "link")
-    assert descriptors() == before
+    assert lab.left_open(before) == []
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
@@ -212,12 +208,12 @@ def test_it_ends_when_nobody_reads_its_output(
 def test_mistakes_leave_nothing_behind(
     ns: str, options: dict[str, Any], error: type[UserError], message: str
 ) -> None:
-    before = descriptors()
+    before = lab.descriptors()
 
     with pytest.raises(error, match=message):
         start(ns, **options)
 
-    assert descriptors() == before
+    assert lab.left_open(before) == []
     assert "tap-one" not in lab.run("ip", "-n", ns, "-o", "link")
 
 
