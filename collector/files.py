@@ -58,8 +58,7 @@ class FileDecapsulator:
                         raise UserError(f"cannot write {destination}: {result.error}")
             self._reject_incomplete()
         finally:
-            if fd > 2:
-                os.close(fd)
+            os.close(fd)
         return capture.damage
 
     def _decapsulate(self, batch: Batch) -> Iterator[Decapsulated]:

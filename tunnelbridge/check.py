@@ -14,8 +14,9 @@ from tunnelbridge.sender import SendOptions
 from tunnelbridge.source import mirrorable, seen_direction
 from tunnelbridge.targets import Target, open_tunnels, resolve_targets
 from tunnelbridge.tunnel import LARGEST_OUTER
+from tunnelbridge.wire import ethernet
 
-MAC_HEADER: Final = 14
+MAC_HEADER: Final = ethernet.HEADER.itemsize
 FULL_FRAME: Final = 1514
 
 
@@ -57,9 +58,7 @@ def _describe_interface(found: Link, options: SendOptions) -> str:
 
 def _describe(target: Target, options: SendOptions, frame: int) -> list[str]:
     """Describe one target: its chain, its route, and the fate of a full-size frame."""
-    policy = target.spec.mtu or options.mtu
-    may_cut = options.snaplen is not None or policy is MtuPolicy.TRUNCATE
-    stack = target.encapsulation(may_cut)
+    policy, stack = target.plan(options.mtu, options.snaplen)
     lines = ["", f"tunnel   {target.name}"]
     if target.member is not None:
         mac = target.mac.hex(":")

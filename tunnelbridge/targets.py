@@ -9,7 +9,6 @@ import contextlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from tunnelbridge.clone.guard import Signature
 from tunnelbridge.clone.neighbours import Neighbours, is_member
@@ -20,11 +19,9 @@ from tunnelbridge.linux.names import resolve_host
 from tunnelbridge.linux.privileges import effective_capabilities
 from tunnelbridge.linux.transmit import RawTunnelSocket, TunnelSocket, UdpTunnelSocket
 from tunnelbridge.tunnel import Numbering, Tunnel
+from tunnelbridge.wire import ipv4, ipv6
 from tunnelbridge.wire.encapsulation import UDP_PROTOCOL, Encapsulation
 from tunnelbridge.wire.layer import Kind
-
-IPV4_HEADER: Final = 20
-IPV6_HEADER: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +39,18 @@ class Target:
     @property
     def ip_header(self) -> int:
         """Octets of the outer IP header."""
-        return IPV6_HEADER if ipaddress.ip_address(self.remote).version == 6 else IPV4_HEADER
+        version = ipaddress.ip_address(self.remote).version
+        header = ipv6.HEADER if version == 6 else ipv4.HEADER
+        return int(header.itemsize)
 
     def encapsulation(self, may_cut: bool) -> Encapsulation:
         """Return the outer headers, with the rewritten MAC address behind them."""
         return replace(self.spec.encapsulation(may_cut), suffix=self.mac)
+
+    def plan(self, default: MtuPolicy, snaplen: int | None) -> tuple[MtuPolicy, Encapsulation]:
+        """Return the MTU policy in force and the outer headers that go with it."""
+        policy = self.spec.mtu or default
+        return policy, self.encapsulation(snaplen is not None or policy is MtuPolicy.TRUNCATE)
 
     def signature(self) -> Signature:
         """Return what the loop guard looks for."""
@@ -56,7 +60,7 @@ class Target:
 
 def resolve_targets(to: Sequence[str], arp: Sequence[str], fdb: Sequence[str]) -> list[Target]:
     """Return the targets that the command line names; raises UsageError and UserError."""
-    neighbours = _tables(arp, fdb)
+    neighbours = Neighbours(arp, fdb)
     targets = [_target(text, neighbours) for text in to]
     seen: dict[tuple[Signature, bytes], str] = {}
     for target in targets:
@@ -70,21 +74,6 @@ def resolve_targets(to: Sequence[str], arp: Sequence[str], fdb: Sequence[str]) -
     _refuse_a_port_of_two_kinds(targets)
     _refuse_unused(to, neighbours)
     return targets
-
-
-def _tables(arp: Sequence[str], fdb: Sequence[str]) -> Neighbours:
-    """Return the static tables; an address that has two entries raises UsageError."""
-    tables = Neighbours(arp, fdb)
-    if len(tables.arp) + len(tables.fdb) == len(arp) + len(fdb):
-        return tables
-    for option, entries in (
-        ("--arp", [key for entry in arp for key in Neighbours([entry], []).arp]),
-        ("--fdb", [key for entry in fdb for key in Neighbours([], [entry]).fdb]),
-    ):
-        for key in entries:
-            if entries.count(key) > 1:
-                raise UsageError(f"{option} names {key} twice: leave one entry")
-    return tables
 
 
 def _refuse_a_port_of_two_kinds(targets: list[Target]) -> None:
@@ -170,9 +159,7 @@ def open_tunnel(
     target: Target, default: MtuPolicy, snaplen: int | None, numbering: Numbering | None = None
 ) -> Tunnel:
     """Open a target's socket: raw where the process may, otherwise plain UDP for UDP formats."""
-    policy = target.spec.mtu or default
-    may_cut = snaplen is not None or policy is MtuPolicy.TRUNCATE
-    stack = target.encapsulation(may_cut)
+    policy, stack = target.plan(default, snaplen)
     return Tunnel(
         target.name,
         stack,

@@ -17,7 +17,6 @@ from tunnelbridge.wire.encapsulation import Encapsulation
 from tunnelbridge.wire.layer import Clones
 from tunnelbridge.wire.reasons import Reason
 
-MAC_OCTETS: Final = 6
 LARGEST_OUTER: Final = 65535
 SOURCE_GONE: Final = "einval"
 

@@ -108,9 +108,7 @@ class PcapSink:
 
     def _tell(self, error: str) -> None:
         """Log when writing begins to fail and when it works again, not for every batch."""
-        if error == self._error:
-            return
-        if error == "ended":
+        if error in (self._error, "ended"):
             return
         if error:
             self._log.error("cannot write", sink=self.ledger.name, error=error)

@@ -31,10 +31,10 @@ class Neighbours:
         self.fdb: dict[str, str] = {}
         for entry in arp:
             address, mac = _halves(entry, "--arp", "IP=MAC")
-            self.arp[_address(address, entry)] = _mac(mac, f"--arp {entry}")
+            _add(self.arp, "--arp", _address(address, entry), _mac(mac, f"--arp {entry}"))
         for entry in fdb:
             mac, tunnel = _halves(entry, "--fdb", "MAC=TUNNEL")
-            self.fdb[_mac(mac, f"--fdb {entry}")] = tunnel
+            _add(self.fdb, "--fdb", _mac(mac, f"--fdb {entry}"), tunnel)
 
     def resolve(self, member: str) -> Adjacency:
         """Follow member → MAC → tunnel; a missing link raises UsageError that names it."""
@@ -60,6 +60,12 @@ def is_member(target: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _add(table: dict[str, str], option: str, key: str, value: str) -> None:
+    if key in table:
+        raise UsageError(f"{option} names {key} twice: leave one entry")
+    table[key] = value
 
 
 def _halves(entry: str, option: str, form: str) -> tuple[str, str]:

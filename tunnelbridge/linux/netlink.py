@@ -18,6 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux import options
 from tunnelbridge.linux.namespace import in_thread
+from tunnelbridge.linux.tpacket import no_interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,7 @@ def _link(name: str) -> Link:
         try:
             found = netlink.link("get", ifname=name)[0]
         except (NetlinkError, OSError, ValueError):  # no such device; or no possible name at all
-            there = ", ".join(sorted(known for _, known in socket.if_nameindex()))
-            raise UserError(f"no interface named {name} (there are: {there})") from None
+            raise no_interface(name) from None
     return _as_link(found)
 
 

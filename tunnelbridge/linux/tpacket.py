@@ -58,8 +58,13 @@ def interface_index(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
     except (OSError, ValueError):
-        there = ", ".join(sorted(known for _, known in socket.if_nameindex()))
-        raise UserError(f"no interface named {name} (there are: {there})") from None
+        raise no_interface(name) from None
+
+
+def no_interface(name: str) -> UserError:
+    """Return the error that names the interfaces there are."""
+    there = ", ".join(sorted(known for _, known in socket.if_nameindex()))
+    return UserError(f"no interface named {name} (there are: {there})")
 
 
 def find_interface(name: str) -> int | None:
