@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tunnelbridge.batch import Batch, from_packets
-from tunnelbridge.config import MtuPolicy, parse_tunnel
+from tunnelbridge.config.tunnel import MtuPolicy, parse_tunnel
 from tunnelbridge.linux.pushing import Sent
 from tunnelbridge.tunnel import Frames, Tunnel
 

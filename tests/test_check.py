@@ -15,7 +15,7 @@ import recording
 import lab
 from tunnelbridge import targets
 from tunnelbridge.check import check
-from tunnelbridge.config import MtuPolicy
+from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.sender import SendOptions
 

@@ -13,7 +13,7 @@ import typer
 
 from tunnelbridge import cli, sender
 from tunnelbridge.command_line import run
-from tunnelbridge.config import MtuPolicy
+from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.sender import SendOptions
 

@@ -9,7 +9,7 @@ import recording
 
 from tunnelbridge import targets
 from tunnelbridge.clone.neighbours import is_member
-from tunnelbridge.config import MtuPolicy
+from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux.transmit import RawTunnelSocket, UdpTunnelSocket
 from tunnelbridge.targets import open_tunnel, open_tunnels, resolve_targets

@@ -16,7 +16,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import GRE
 from scapy.layers.vxlan import VXLAN
 
-from tunnelbridge.config import MtuPolicy, parse_tunnel
+from tunnelbridge.config.tunnel import MtuPolicy, parse_tunnel
 from tunnelbridge.ledger import TunnelLedger
 from tunnelbridge.tunnel import Tunnel
 

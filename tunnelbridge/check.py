@@ -6,7 +6,7 @@ from typing import Final
 
 from tunnelbridge import console
 from tunnelbridge.capture.reader import open_capture
-from tunnelbridge.config import MtuPolicy
+from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
 from tunnelbridge.linux.netlink import Link, Route, route
 from tunnelbridge.linux.tpacket import open_socket

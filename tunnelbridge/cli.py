@@ -79,7 +79,7 @@ def _options(
     stats: Stats = None,
     verbose: Verbose = False,
 ) -> Any:  # typer evaluates annotations; SendOptions comes late, so that --help is quick
-    from tunnelbridge.config import MtuPolicy
+    from tunnelbridge.config.tunnel import MtuPolicy
     from tunnelbridge.sender import SendOptions
 
     return SendOptions(

@@ -21,7 +21,7 @@ import uvloop
 from tunnelbridge import console
 from tunnelbridge.capture.reader import open_capture
 from tunnelbridge.clone.guard import LoopGuard
-from tunnelbridge.config import MtuPolicy
+from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.ledger import SenderLedger
 from tunnelbridge.linux.libpcap import compile_filter

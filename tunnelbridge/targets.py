@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tunnelbridge.clone.guard import Signature
 from tunnelbridge.clone.neighbours import Neighbours, is_member
-from tunnelbridge.config import MtuPolicy, Outer, parse_tunnel
+from tunnelbridge.config.tunnel import MtuPolicy, Outer, parse_tunnel
 from tunnelbridge.errors import UsageError
 from tunnelbridge.linux.endpoint import Endpoint
 from tunnelbridge.linux.names import resolve_host

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from tunnelbridge.batch import Batch, Column, Flags
-from tunnelbridge.config import MtuPolicy
+from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.ledger import TunnelLedger
 from tunnelbridge.linux.transmit import TunnelSocket
 from tunnelbridge.wire import ethernet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnelbridge.config import TUNNELS, MtuPolicy, parse_tunnel
+from tunnelbridge.config.tunnel import TUNNELS, MtuPolicy, parse_tunnel
 from tunnelbridge.errors import UsageError
 
 
