@@ -1,0 +1,222 @@
+"""Tables of what a running ``tunnelbridge send`` tells about itself.
+
+Plain text where nobody's terminal is; 80 columns are enough, unless numbers need more: words fold,
+numbers never do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from tunnelbridge.ledger import told
+
+Entry = Mapping[str, Any]
+STYLES: Final = {"up": "green", "down": "red", "drained": "yellow", "disabled": "yellow"}
+LEAST_WIDTH: Final = 15
+"""Columns that a folding name keeps."""
+COUNTERS: Final = {
+    "num_total_pkts_cloned": "num_total_\npkts_cloned",
+    "num_mbuf_alloc_failed": "num_mbuf_\nalloc_failed",
+    "num_driver_failures": "num_driver_\nfailures",
+    "num_succeeded": "num_\nsucceeded",
+}
+"""NSX's names of a member's counters, and as headings that leave room for the numbers."""
+
+
+def write_json(result: Any) -> None:
+    """Write a result as JSON to standard output."""
+    sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def write(what: str, result: Any, console: Console | None = None) -> None:
+    """Write ``result``, an answer to ``show what``, to standard output or another console."""
+    console = console or Console(markup=False, highlight=False, emoji=False)
+    parts = RENDERERS[what](result)
+    if not parts:
+        console.print(f"no {what}")
+    for number, part in enumerate(parts):
+        if number and not (isinstance(parts[number - 1], Text) and isinstance(part, Table)):
+            console.print()
+        if isinstance(part, Table):
+            least = Measurement.get(console, console.options, part).minimum
+            console.print(part, width=max(console.width, least), crop=False)
+        else:
+            console.print(part)
+
+
+def _sessions(entries: Sequence[Entry]) -> list[Table]:
+    meant = _table("#priority", "session", "sources", "target")
+    counted = _table("session", "interfaces", "#matched", "#octets")
+    for entry in entries:
+        state = "enabled" if entry["enabled"] else "disabled"
+        target = [entry["target"], f"filter {entry['filter']}" if entry["filter"] else "everything"]
+        if entry["identifier"] is not None:
+            target.append(f"identifier {entry['identifier']}")
+        if entry["packet_length"] is not None:
+            target.append(f"first {entry['packet_length']} octets")
+        meant.add_row(
+            str(entry["priority"]),
+            _lines(entry["name"], f"{entry['kind']}, {state}", _labels(entry), style=state),
+            _lines(*entry["sources"]),
+            _lines(*target),
+        )
+        counted.add_row(
+            _lines(entry["name"]),
+            _lines(*entry["attached"]),
+            str(entry["matched"]),
+            str(entry["octets"]),
+        )
+    return [meant, counted] if entries else []
+
+
+def _pools(entries: Sequence[Entry]) -> list[Text | Table]:
+    parts: list[Text | Table] = []
+    for pool in entries:
+        about = f"pool {pool['name']}: {pool['distribution']}, rewrite {pool['rewrite']}"
+        meant = _table("member", "=state", "#weight", "=MAC address", "tunnels", "labels")
+        counted = _table("member", *(f"#{name}" for name in COUNTERS.values()))
+        for member in pool["members"]:
+            meant.add_row(
+                _lines(member["ip"]),
+                _lines(member["state"], style=member["state"]),
+                str(member["weight"]),
+                _lines(member["mac"]),
+                _lines(*member["tunnels"]),
+                _lines(_labels(member)),
+            )
+            counted.add_row(_lines(member["ip"]), *(str(member[name]) for name in COUNTERS))
+        parts += [
+            Text(about, "bold"),
+            *([meant, counted] if pool["members"] else [Text("no members")]),
+        ]
+    return parts
+
+
+def _arp(entries: Sequence[Entry]) -> list[Table]:
+    table = _table("member", "=MAC address", "pools")
+    for entry in entries:
+        table.add_row(_lines(entry["ip"]), _lines(entry["mac"]), _lines(*entry["used_by"]))
+    return [table] if entries else []
+
+
+def _fdb(entries: Sequence[Entry]) -> list[Table]:
+    table = _table("=MAC address", "tunnels")
+    for entry in entries:
+        table.add_row(_lines(entry["mac"]), _lines(*entry["tunnels"]))
+    return [table] if entries else []
+
+
+def _tunnels(entries: Sequence[Entry]) -> list[Table]:
+    meant = _table("tunnel", "remote", "#identifier", "#path MTU", "#overhead", "#sequence")
+    counted = _table("tunnel", "#clones", "#sent", "#octets", "beside")
+    for entry in entries:
+        numbers = ("identifier", "path_mtu", "overhead", "sequence")
+        meant.add_row(
+            _lines(entry["name"]),
+            _lines(entry["encapsulation"], entry["remote"]),
+            *("-" if entry[name] is None else str(entry[name]) for name in numbers),
+        )
+        counted.add_row(
+            _lines(entry["name"]),
+            *(str(entry[name]) for name in ("clones", "sent", "octets")),
+            _lines(*_beside(entry)),
+        )
+    return [meant, counted] if entries else []
+
+
+def _beside(tunnel: Entry) -> list[str]:
+    """Return what befell a tunnel's clones, as far as something did."""
+    causes = [f"{name} {told(tunnel[name])}" for name in ("errors", "refused") if tunnel[name]]
+    names = ("queue_dropped", "truncated", "fragmented", "unreachable")
+    counts = [f"{name.replace('_', ' ')} {tunnel[name]}" for name in names if tunnel[name]]
+    return causes + counts
+
+
+def _stats(result: Entry) -> list[Text | Table]:
+    """Counters of everything, of sources, and of members by session, as NSX names them."""
+    parts: list[Text | Table] = [
+        Text(f"counted since {result['since']} (epoch {result['stats_epoch']})", "bold"),
+        _fields(result["ledger"].items()),
+    ]
+    if result["sources"]:
+        columns = ("received", "kernel_dropped", "octets")
+        table = _table("source", "=state", *(f"#{name.replace('_', ' ')}" for name in columns))
+        for source in result["sources"]:
+            table.add_row(
+                _lines(source["name"]),
+                _lines(source["state"]),
+                *(str(source[name]) for name in columns),
+            )
+        parts.append(table)
+    for session in result["traffic_clone_stats"]:
+        parts += [Text(f"session {session['session']}", "bold"), _fields(_nsx(session))]
+    return parts
+
+
+def _nsx(session: Entry) -> Iterable[tuple[str, Any]]:
+    """Return the fields of ``show virtualservice NAME traffic_clone_stats``, in their order."""
+    yield "se_uuid", session["se_uuid"]
+    yield "proc_id", session["proc_id"]
+    for number, member in enumerate(session["clone_srvr_stats"], 1):
+        yield f"clone_srvr_stats[{number}]", ""
+        for name in ("ip", *COUNTERS):
+            yield f"  {name}", member[name]
+
+
+RENDERERS: Final[Mapping[str, Callable[[Any], Sequence[Text | Table]]]] = {
+    "sessions": _sessions,
+    "pools": _pools,
+    "arp": _arp,
+    "fdb": _fdb,
+    "tunnels": _tunnels,
+    "stats": _stats,
+}
+
+
+def _table(*columns: str) -> Table:
+    """Return an empty table; # begins the heading of a column of numbers, = of words never folded."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        if column.startswith(("#", "=")):
+            table.add_column(
+                column[1:], justify="right" if column[0] == "#" else "left", no_wrap=True
+            )
+        else:
+            table.add_column(column, overflow="fold", min_width=LEAST_WIDTH)
+    return table
+
+
+def _fields(pairs: Iterable[tuple[str, Any]]) -> Table:
+    """Return a table of names and values; lists are left out, they have tables of their own."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        if isinstance(value, Mapping):
+            table.add_row(name, Text(told(value) or "none"))
+        elif not isinstance(value, list):
+            table.add_row(name, Text(str(value)))
+    return table
+
+
+def _lines(*texts: str | None, style: str = "") -> Text:
+    """Return the lines of a cell; what is empty is left out, and the first carries the style."""
+    first, *others = [text for text in texts if text] or ["-"]
+    return Text("\n").join([Text(first, STYLES.get(style, "")), *map(Text, others)])
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _labels(entry: Entry) -> str:
+    return _names(f"{name}={value}" for name, value in entry["labels"].items())
