@@ -6,6 +6,7 @@ import pytest
 
 from tunnelbridge.config.tunnel import TUNNELS, MtuPolicy, parse_tunnel
 from tunnelbridge.errors import UsageError
+from tunnelbridge.wire.layer import Kind
 
 
 def test_every_option_of_every_tunnel() -> None:
@@ -34,12 +35,29 @@ def test_every_option_of_every_tunnel() -> None:
     assert juniper.model_dump()["source_vn"] == "a:b:c"
 
 
-@pytest.mark.parametrize("scheme", TUNNELS)
+@pytest.mark.parametrize("scheme", sorted(TUNNELS.keys() - {"ether"}))
 def test_every_tunnel_has_defaults(scheme: str) -> None:
     spec = parse_tunnel(f"{scheme}://collector.example")
 
     assert spec.remote == "collector.example"
     assert spec.encapsulation(may_cut=False).overhead >= 4
+
+
+def test_the_wire_itself_has_no_headers_but_a_tag() -> None:
+    plain = parse_tunnel("ether://eth1.5")
+    tagged = parse_tunnel("ether://Wan_é-0?vlan=100&pcp=5&mtu=truncate")
+
+    assert (plain.remote, plain.mtu) == ("eth1.5", None)
+    assert (tagged.remote, tagged.mtu) == ("Wan_é-0", MtuPolicy.TRUNCATE)
+    for spec, identifier, tag in (
+        (plain, None, 0),
+        (tagged, 100, 0x8100_A064),  # 802.1Q: PCP 5, VLAN 100
+        (parse_tunnel("ether://e?vlan=0&pcp=7"), 0, 0x8100_E000),
+        (parse_tunnel("ether://e?vlan=4094"), 4094, 0x8100_0FFE),
+    ):
+        stack = spec.encapsulation(may_cut=True)
+        assert (stack.kind, stack.overhead, stack.bare_ip) == (Kind.ETHERNET, 0, False)
+        assert (stack.identifier, stack.tag) == (identifier, tag)
 
 
 def test_names_as_long_as_their_octet_count_can_say() -> None:
@@ -93,6 +111,18 @@ def test_names_as_long_as_their_octet_count_can_say() -> None:
         ("gre://:word@192.0.2.1", "no user in front of the remote"),
         ("vxlan://192.0.2.1?vni=1&vni=2", "vni is given twice"),
         ("vxlan://192.0.2.1?vni=1&dscp=3&vni=1", "vni is given twice"),
+        ("ether://eth1?ttl=3", "no option ttl; it has mtu, pcp, vlan"),
+        ("ether://eth1?local=192.0.2.1", "no option local; it has mtu, pcp, vlan"),
+        ("ether://eth1?dscp=3", "no option dscp; it has mtu, pcp, vlan"),
+        ("ether://eth1?vni=3", "no option vni; it has mtu, pcp, vlan"),
+        ("ether://eth1?vlan=4095", "vlan=4095: input should be less than or equal to 4094"),
+        ("ether://eth1?vlan=1&pcp=8", "pcp=8: input should be less than or equal to 7"),
+        ("ether://eth1?pcp=3", "pcp=3: the priority stands in a tag: add vlan=0"),
+        ("ether://eth1?mtu=fragment", "mtu=fragment: frames cannot be fragmented"),
+        ("ether://eth1:80", "remote=eth1:80: not the name of an interface"),
+        ("ether://sixteen-letters-", "remote=sixteen-letters-: not the name of an interface"),
+        ("ether://eth1/x", "expected ENCAP://REMOTE"),
+        ("ether://", "expected ENCAP://REMOTE"),
         ("gre://192.0.2.1#x", "nothing can follow a #"),
         ("gre://192.0.2.1?key=7#", "nothing can follow a #"),
     ],

@@ -17,6 +17,7 @@ from tunnelbridge.wire.encapsulation import (
     juniper_tunnel,
     tzsp_tunnel,
     vxlan_tunnel,
+    wire_itself,
 )
 from tunnelbridge.wire.layer import Kind
 
@@ -79,3 +80,16 @@ def test_rows_are_reused() -> None:
     second = tunnel.rows(golden.clones(1000))
     assert np.shares_memory(first, second)
     assert not np.shares_memory(second, tunnel.rows(golden.clones(1025)))
+
+
+@pytest.mark.parametrize("mac", [b"", b"\x02\x00\x0a\x0a\x0a\x0a"])
+@pytest.mark.parametrize("count", [0, 1, 1024, 1025])
+def test_on_the_wire_itself_a_row_is_the_new_address_or_nothing(count: int, mac: bytes) -> None:
+    stack = wire_itself(vlan=100, priority=5)
+    stack.suffix = mac
+    for _ in range(2):
+        rows = stack.rows(golden.clones(count))
+        assert rows.shape == (count, len(mac))
+        assert rows.tobytes() == mac * count
+    assert (stack.kind, stack.ip_protocol, stack.overhead) == (Kind.ETHERNET, 0, 0)
+    assert (stack.has_sequence, stack.bare_ip) == (False, False)

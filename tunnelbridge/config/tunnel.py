@@ -1,5 +1,7 @@
 """Read what a user says of tunnels: ``ENCAP://REMOTE[:PORT][?option=value&…]``.
 
+``ether://INTERFACE`` is the one without outer headers: its clones leave on layer 2.
+
 Every mistake is one line that names the tunnel, the option, its value and the reason.
 """
 
@@ -8,10 +10,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from tunnelbridge.errors import UsageError
 from tunnelbridge.wire import encapsulation as wire
@@ -19,6 +21,10 @@ from tunnelbridge.wire import erspan2, erspan3, vxlan
 
 LONGEST_NAME: Final = 255
 """Octets of a network's name in the Juniper header: its length is one octet."""
+LONGEST_INTERFACE: Final = 15
+"""Octets of an interface's name (IFNAMSIZ with its zero)."""
+LAST_VLAN: Final = 4094
+"""IEEE 802.1Q reserves 4095; 0 is a priority tag, of no VLAN."""
 
 
 class MtuPolicy(StrEnum):
@@ -41,10 +47,18 @@ class Outer(BaseModel):
     mtu: MtuPolicy | None = None
     port: None = None
 
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Options that mean nothing to this kind of tunnel."""
+
     @field_validator("local")
     @classmethod
     def _local_is_an_address(cls, value: str | None) -> str | None:
         return None if value is None else str(ipaddress.ip_address(value))
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Return the options that may stand behind the ?, in alphabetical order."""
+        return sorted(set(cls.model_fields) - {"remote", "port"} - cls.unused)
 
     def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
         """Return the outer headers; ``may_cut`` where clones can be truncated."""
@@ -160,6 +174,43 @@ class Juniper(Outer):
         return wire.juniper_tunnel(self.port, host, self.source_vn, self.destination_vn)
 
 
+class Ether(Outer):
+    """The wire itself: clones leave by the interface ``remote`` as they are (RSPAN: with a tag).
+
+    Frames are not fragmented: without ``mtu`` those that are too long are dropped.
+    """
+
+    unused = frozenset({"local", "ttl", "dscp"})
+
+    vlan: int | None = Field(default=None, ge=0, le=LAST_VLAN)
+    pcp: int = Field(default=0, ge=0, le=7)
+
+    @field_validator("remote")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not _INTERFACE.fullmatch(value) or len(value.encode()) > LONGEST_INTERFACE:
+            raise ValueError("not the name of an interface, as in ether://eth1")
+        return value
+
+    @field_validator("mtu")
+    @classmethod
+    def _frames_stay_whole(cls, value: MtuPolicy | None) -> MtuPolicy | None:
+        if value is MtuPolicy.FRAGMENT:
+            raise ValueError("frames cannot be fragmented: take truncate or drop")
+        return value
+
+    @field_validator("pcp")
+    @classmethod
+    def _pcp_needs_a_tag(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("vlan") is None:
+            raise ValueError("the priority stands in a tag: add vlan=0 for a tag of no VLAN")
+        return value
+
+    def encapsulation(self, may_cut: bool) -> wire.Encapsulation:
+        """Return no headers, but the tag to push."""
+        return wire.wire_itself(self.vlan, self.pcp)
+
+
 TUNNELS: Final[dict[str, type[Outer]]] = {
     "gre": Gre,
     "gre-ip": GreIp,
@@ -170,7 +221,11 @@ TUNNELS: Final[dict[str, type[Outer]]] = {
     "geneve": Geneve,
     "tzsp": Tzsp,
     "juniper": Juniper,
+    "ether": Ether,
 }
+
+_INTERFACE: Final = re.compile(r"[^\s/:]+")
+"""What Linux takes as a name (dev_valid_name, net/core/dev.c)."""
 
 _BRACKETED: Final = re.compile(r"[^:]*(:\d+)?([/?#]|$)|[^\[]*\[[^\]]+\]")
 """A remote in which colons are in their places: host, host:port, or an address in brackets."""
@@ -196,7 +251,7 @@ def parse_tunnel(text: str) -> Outer:
     try:
         parts = urlsplit(f"//{rest}")
         pairs = parse_qsl(parts.query, True, True) if parts.query else []
-        remote, port = parts.hostname, parts.port
+        remote, port = _far_end(parts, model)
     except ValueError as error:
         raise UsageError(f"tunnel {text}: {error}") from None
     values: dict[str, Any] = dict(pairs)
@@ -206,6 +261,8 @@ def parse_tunnel(text: str) -> Outer:
     for reserved in ("remote", "port"):
         if reserved in values:
             raise UsageError(f"tunnel {text}: {reserved} belongs in front of the ?")
+    for option in sorted(values.keys() & model.unused):
+        raise UsageError(f"tunnel {text}: {_no_option(option, model)}")
     if port is not None:
         if not model.model_fields["port"].default:
             raise UsageError(f"tunnel {text}: {scheme} rides in IP itself and has no port")
@@ -214,6 +271,13 @@ def parse_tunnel(text: str) -> Outer:
         return model(remote=remote, **values)
     except ValidationError as error:
         raise UsageError(f"tunnel {text}: {_first_problem(error, model)}") from None
+
+
+def _far_end(parts: SplitResult, model: type[Outer]) -> tuple[str | None, int | None]:
+    """Return remote and port; an interface's name keeps its capitals."""
+    if model is Ether:
+        return parts.netloc, None
+    return parts.hostname, parts.port
 
 
 def _refuse_what_means_nothing(text: str, parts: SplitResult, options: list[str]) -> None:
@@ -231,7 +295,10 @@ def _first_problem(error: ValidationError, model: type[Outer]) -> str:
     problem = error.errors()[0]
     option = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = sorted(set(model.model_fields) - {"remote", "port"})
-        return f"no option {option}; it has {', '.join(known)}"
+        return _no_option(option, model)
     reason = problem["msg"].removeprefix("Value error, ")
     return f"{option}={problem['input']}: {reason[0].lower()}{reason[1:]}"
+
+
+def _no_option(option: str, model: type[Outer]) -> str:
+    return f"no option {option}; it has {', '.join(model.options())}"

@@ -20,7 +20,8 @@ Packets out, to a tunnel's far end:
 * ``endpoint``     opens the sockets, with the outer IP header's options set;
 * ``messages``     the gather lists of one sendmmsg, and outer IPv4 headers of our own;
 * ``pushing``      the sendmmsg itself: a full queue, errors, ICMP errors of earlier packets;
-* ``transmit``     the two kinds of tunnel socket.
+* ``transmit``     the two kinds of tunnel socket;
+* ``wire_socket``  the third, for clones that leave on layer 2.
 
 Packets in, from tunnels (``collector listen``):
 

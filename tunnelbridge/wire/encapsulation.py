@@ -2,7 +2,7 @@
 
 An :class:`Encapsulation` owns a matrix of outer headers, one row per clone, prefilled with the
 tunnel's template; a batch only writes the columns that vary. The rows begin behind the outer IP
-header, which the kernel builds.
+header, which the kernel builds. :func:`wire_itself` has no headers at all: clones leave on layer 2.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import Column
-from tunnelbridge.wire import erspan2, erspan3, geneve, gre, juniper, tzsp, udp, vxlan
+from tunnelbridge.wire import erspan2, erspan3, ethernet, geneve, gre, juniper, tzsp, udp, vxlan
 from tunnelbridge.wire.layer import Clones, Kind
 
 GRE_PROTOCOL: Final = 47
 UDP_PROTOCOL: Final = 17
+NO_PROTOCOL: Final = 0
+"""Of clones that ride in no IP header at all."""
 
 Patch = Callable[[npt.NDArray[Any], Clones, Column], None]
 Rows = npt.NDArray[np.uint8]
@@ -38,7 +40,8 @@ class Encapsulation:
     """The outer headers of one tunnel.
 
     ``headers`` from the outside in; ``suffix`` are octets that replace the first ones of every frame
-    (a rewritten destination MAC), so the frame is sent without these.
+    (a rewritten destination MAC), so the frame is sent without these. ``tag`` is TPID << 16 | TCI of a
+    VLAN tag that every frame gets behind its MAC addresses, 0 for none.
     """
 
     kind: Kind
@@ -48,6 +51,7 @@ class Encapsulation:
     port: int | None = None
     bare_ip: bool = False
     suffix: bytes = b""
+    tag: int = 0
     _rows: Rows = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     _views: list[npt.NDArray[Any]] = field(default_factory=list)
 
@@ -67,7 +71,7 @@ class Encapsulation:
         Valid until the next call.
         """
         count = len(clones.length)
-        if count > len(self._rows) or not self._views:
+        if count > len(self._rows) or self._rows.shape[1] != self.overhead + len(self.suffix):
             self._grow(count)
         beyond = clones.length + len(self.suffix) + self.overhead
         for header, view in zip(self.headers, self._views, strict=True):
@@ -164,3 +168,9 @@ def juniper_tunnel(
     """Return the Juniper header."""
     template = juniper.template(host, source_vn, destination_vn)
     return over_udp(Kind.JUNIPER, port, template, juniper.patch, None)
+
+
+def wire_itself(vlan: int | None, priority: int) -> Encapsulation:
+    """Return no headers: frames go as they are, with an 802.1Q tag pushed if there is a ``vlan``."""
+    tag = 0 if vlan is None else ethernet.TPID_8021Q << 16 | priority << 13 | vlan
+    return Encapsulation(Kind.ETHERNET, NO_PROTOCOL, [], identifier=vlan, tag=tag)
