@@ -75,7 +75,9 @@ def test_without_ports_the_addresses_count(addresses: tuple[str, str], protocol:
 
 
 @pytest.mark.parametrize("addresses", [V4, V6], ids=["ipv4", "ipv6"])
-def test_fragments_hash_by_their_addresses_alone(addresses: tuple[str, str]) -> None:
+def test_first_fragments_hash_like_their_flow_and_later_ones_by_addresses(
+    addresses: tuple[str, str],
+) -> None:
     packets = [
         outer.ip(outer.udp(bytes(range(200)), port, 53), 17, *addresses) for port in (1000, 2000)
     ]
@@ -85,8 +87,23 @@ def test_fragments_hash_by_their_addresses_alone(addresses: tuple[str, str]) -> 
     assert flows.fragment.tolist() == [True] * 4 + [False] * 2
     assert (flows.kind[:4] == Kind.NONE).all()
     assert (flows.kind[4:] == Kind.UDP).all()
-    assert len(set(hashes(*parts))) == 1
-    assert len(set(hashes(*parts, *whole))) == 3
+    assert flows.identification is not None
+    assert flows.first_fragment is not None
+    assert flows.identification.tolist() == [9, 9, 9, 9, -1, -1]
+    assert flows.first_fragment.tolist() == [True, False, True, False, False, False]
+    assert flows.protocol.tolist() == [17] * 6
+    ports = [1000 << 16 | 53, 2000 << 16 | 53]
+    assert flows.ports.tolist() == [ports[0], -1, ports[1], -1, *ports]
+    first, later, second, later_too, *of_whole = hashes(*parts, *whole)
+    assert [first, second] == of_whole
+    assert later == later_too
+    assert len({first, second, later}) == 3
+
+
+def test_no_fragments_no_columns_of_fragments() -> None:
+    flows = read(FRAME, outer.frame(outer.ipv6(outer.udp(b"", 1, 2), 17, *V6)))
+    assert flows.identification is None
+    assert flows.first_fragment is None
 
 
 def test_what_is_no_ip_hashes_by_its_mac_addresses() -> None:
@@ -110,13 +127,44 @@ def test_columns() -> None:
     assert (flows.end - start)[[0, 1, 3]].tolist() == [50, 58, 46]
     assert flows.kind.tolist() == [Kind.UDP, Kind.GRE, Kind.NONE, Kind.UDP]
     assert flows.fragment.tolist() == [False] * 4
+    assert flows.protocol.tolist() == [17, 47, -1, 17]
+    assert flows.ports.tolist() == [1 << 16 | 4789, -1, -1, int.from_bytes(FRAME[34:38])]
+    assert (flows.entropy == flows.hash >> np.uint64(48)).all()
+
+
+def test_ports_behind_extension_headers() -> None:
+    """The protocol and the ports are those of the upper layer (RFC 8200 §4)."""
+    datagram = outer.udp(bytes(20), 40000, 53)
+    options = bytes([17, 0, 1, 4, 0, 0, 0, 0])
+    atomic = bytes([17, 0, 0, 0, 0, 0, 0, 9])
+    plain = outer.frame(outer.ipv6(datagram, 17, *V6))
+    behind = [
+        outer.frame(outer.ipv6(options + datagram, 60, *V6)),
+        outer.frame(outer.ipv6(atomic + datagram, 44, *V6)),
+    ]
+    flows = read(plain, *behind)
+    assert flows.protocol.tolist() == [17] * 3
+    assert flows.ports.tolist() == [40000 << 16 | 53] * 3
+    assert len(set(hashes(plain, *behind))) == 1
+
+
+@pytest.mark.parametrize("addresses", [V4, V6], ids=["ipv4", "ipv6"])
+def test_ports_that_are_cut_off_are_unknown(addresses: tuple[str, str]) -> None:
+    frame = outer.frame(outer.ip(outer.udp(bytes(20), 40000, 53), 17, *addresses))
+    header = {V4: 34, V6: 54}[addresses]
+    flows = read(*(frame[: header + octets] for octets in range(6)))
+    assert flows.ports.tolist() == [-1] * 4 + [40000 << 16 | 53] * 2
+    assert flows.protocol.tolist() == [17] * 6
+    short = read(frame[: header - 1])
+    assert (short.protocol.tolist(), short.ports.tolist()) == ([-1], [-1])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_sizes(count: int) -> None:
     flows = read(*[FRAME] * count)
-    for name in Flows.__slots__:
-        assert getattr(flows, name).shape == (count,), name
+    for name in (*Flows.__slots__, "entropy"):
+        column = getattr(flows, name)
+        assert column is None or column.shape == (count,), name
 
 
 def test_any_octets_do_no_harm() -> None:

@@ -2,8 +2,9 @@
 
 The hash is equal for both directions of a flow (both endpoints are hashed by themselves and their
 sum is mixed), so that ECMP, RSS and a pool of analysers keep the halves of a connection together.
-Fragments hash by their addresses alone, because only the first one has ports; frames without a whole
-IP header by their MAC addresses.
+A first fragment hashes like the rest of its flow; later ones have no ports and hash by their addresses
+alone until :mod:`tunnelbridge.clone.fragments` has seen their first; frames without a whole IP header
+hash by their MAC addresses.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from tunnelbridge.wire.reasons import Reason
 
 ADDRESSES6: Final = np.dtype([("source", ">u8", 2), ("destination", ">u8", 2)])
 MACS: Final = np.dtype([("high", ">u8"), ("low", ">u4")])
-PORTS: Final = np.dtype([("source", ">u2"), ("destination", ">u2")])
+PORTS: Final = np.dtype([("both", ">u4")])
 _HAS_PORTS: Final = np.isin(np.arange(256), (6, 17, 33, 132, 136))
 
 Words = npt.NDArray[np.uint64]
+"""Shape (n,): hashes."""
+_NO_WORDS: Final[Words] = np.zeros(0, np.uint64)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -47,8 +50,21 @@ class Flows:
     """What follows the IP header (a :class:`~.layer.Kind`); NONE for no tunnel or no good IP."""
     fragment: Flags
     """An IP fragment, first or later; its ``kind`` is NONE."""
-    entropy: Column
-    """The symmetric hash, 16 bits."""
+    protocol: Column
+    """Of the upper layer, behind IPv6 extension headers; -1 without a good IP header."""
+    ports: Column
+    """Source << 16 | destination; -1 for later fragments, protocols without ports, where cut off."""
+    hash: Words
+    """The symmetric hash of addresses and ports, 64 bits."""
+    identification: Column | None = None
+    """Of fragments, -1 for whole packets; None in a batch without fragments."""
+    first_fragment: Flags | None = None
+    """The fragment with offset zero; None in a batch without fragments."""
+
+    @property
+    def entropy(self) -> Column:
+        """The top 16 bits of the hash: what outer headers tell of a flow."""
+        return (self.hash >> np.uint64(48)).astype(np.int64)
 
 
 def read_flows(memory: Octets, start: Column, end: Column) -> Flows:
@@ -63,23 +79,31 @@ def read_flows(memory: Octets, start: Column, end: Column) -> Flows:
         end=end,
         kind=np.zeros(len(start), np.uint8),
         fragment=np.zeros(len(start), np.bool_),
-        entropy=np.zeros(0, np.int64),
+        protocol=inside.ethertype,  # these three are replaced below
+        ports=inside.ethertype,
+        hash=_NO_WORDS,
     )
     is4 = inside.ethertype == ethernet.IPV4
     if is4.all():  # the usual batch: nothing to choose
-        mixed = _read_ipv4(memory, flows, slice(None))
+        flows.hash = mix(_read_ipv4(memory, flows, slice(None)))
     else:
-        mixed = _mac_pairs(memory, start)
-        for chosen, read in (
-            (np.flatnonzero(is4), _read_ipv4),
-            (np.flatnonzero(inside.ethertype == ethernet.IPV6), _read_ipv6),
-        ):
-            if chosen.size:
-                if flows.transport is flows.payload:
-                    flows.transport, flows.end = flows.payload.copy(), end.copy()
-                mixed[chosen] = read(memory, flows, chosen)
-    flows.entropy = (_mix(mixed) >> np.uint64(48)).astype(np.int64)
+        flows.hash = mix(_read_each(memory, flows, is4))
     return flows
+
+
+def _read_each(memory: Octets, flows: Flows, is4: Flags) -> Words:
+    """Fill the IP columns of a batch that is not all IPv4; return the sums of endpoint hashes."""
+    mixed = _mac_pairs(memory, flows.start)
+    flows.transport, flows.end = flows.payload.copy(), flows.end.copy()
+    flows.protocol = np.full(len(is4), UNKNOWN, np.int64)
+    flows.ports = flows.protocol.copy()
+    for chosen, read in (
+        (np.flatnonzero(is4), _read_ipv4),
+        (np.flatnonzero(flows.ethertype == ethernet.IPV6), _read_ipv6),
+    ):
+        if chosen.size:
+            mixed[chosen] = read(memory, flows, chosen)
+    return mixed
 
 
 def _read_ipv4(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
@@ -87,65 +111,73 @@ def _read_ipv4(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
     at, until = flows.payload[chosen], flows.end[chosen]
     header = load(memory, at, ipv4.HEADER)
     found = ipv4.decode(memory, at, until)
-    ported = (found.reason == 0) & _HAS_PORTS[header["protocol"]]
-    _keep(flows, chosen, found)
-    mixed = _endpoints(
-        memory,
-        header["source"].astype(np.uint64),
-        header["destination"].astype(np.uint64),
-        found.payload,
-        ported & (found.payload + 4 <= found.end),
-    )
+    ports = _keep(memory, flows, chosen, found, header["protocol"])
+    source, destination = header["source"], header["destination"]
+    mixed = _endpoints(source.astype(np.uint64), destination.astype(np.uint64), ports)
     return _or_macs(memory, flows.start[chosen], found, mixed)
 
 
 def _read_ipv6(memory: Octets, flows: Flows, chosen: slice | Column) -> Words:
     at, until = flows.payload[chosen], flows.end[chosen]
-    found = ipv6.decode(memory, at, until)
+    found, next_header = ipv6.decode_with_protocol(memory, at, until)
     addresses = load(memory, at + 8, ADDRESSES6)
-    next_header = memory[np.minimum(at + 6, memory.size - 1)]
-    ported = (found.reason == 0) & _HAS_PORTS[next_header]
-    _keep(flows, chosen, found)
-    mixed = _endpoints(
-        memory,
-        _fold6(addresses["source"]),
-        _fold6(addresses["destination"]),
-        found.payload,
-        ported & (found.payload + 4 <= found.end),
-    )
+    ports = _keep(memory, flows, chosen, found, next_header)
+    source, destination = addresses["source"], addresses["destination"]
+    mixed = _endpoints(fold6(source), fold6(destination), ports)
     return _or_macs(memory, flows.start[chosen], found, mixed)
 
 
-def _keep(flows: Flows, chosen: slice | Column, found: Layer) -> None:
-    good = found.reason == 0
-    kind = found.kind if good.all() else np.where(good, found.kind, Kind.NONE).astype(np.uint8)
+def _keep(
+    memory: Octets, flows: Flows, chosen: slice | Column, found: Layer, number: Codes
+) -> Column:
+    """Put what was decoded into the columns; return the ports of ``chosen``.
+
+    ``number`` is the upper layer's protocol as it stands in the header.
+    """
+    good = readable = found.reason == 0
+    kind, protocol = found.kind, number.astype(np.int64)
+    if not good.all():
+        kind = np.where(good, kind, Kind.NONE).astype(np.uint8)
+        protocol[~good & (found.reason != Reason.IP_FRAGMENT)] = UNKNOWN
+        readable = good if found.first_fragment is None else good | found.first_fragment
+    readable = readable & _HAS_PORTS[number] & (found.payload + PORTS.itemsize <= found.end)
+    ports = load(memory, found.payload, PORTS)["both"].astype(np.int64)
+    if not readable.all():
+        ports[~readable] = UNKNOWN
     if isinstance(chosen, slice):
         flows.transport, flows.end, flows.kind = found.payload, found.end, kind
+        flows.protocol, flows.ports = protocol, ports
     else:
         flows.transport[chosen], flows.end[chosen] = found.payload, found.end
         flows.kind[chosen] = kind
-    if found.fragment is not None:
-        flows.fragment[chosen] = found.fragment != UNKNOWN
+        flows.protocol[chosen], flows.ports[chosen] = protocol, ports
+    _keep_fragments(flows, chosen, found)
+    return ports
 
 
-def _fold6(address: npt.NDArray[np.uint64]) -> Words:
+def _keep_fragments(flows: Flows, chosen: slice | Column, found: Layer) -> None:
+    if found.fragment is None or found.first_fragment is None:
+        return
+    if flows.identification is None or flows.first_fragment is None:
+        flows.identification = np.full(len(flows.start), UNKNOWN, np.int64)
+        flows.first_fragment = np.zeros(len(flows.start), np.bool_)
+    flows.identification[chosen] = found.fragment
+    flows.first_fragment[chosen] = found.first_fragment
+    flows.fragment[chosen] = found.fragment != UNKNOWN
+
+
+def fold6(address: npt.NDArray[np.uint64]) -> Words:
+    """Hash IPv6 addresses, as two words of shape (n, 2), to one word each."""
     high, low = address[:, 0].astype(np.uint64), address[:, 1].astype(np.uint64)
-    return _mix(high) ^ low
+    return mix(high) ^ low
 
 
-def _endpoints(
-    memory: Octets,
-    source: Words,
-    destination: Words,
-    transport: Column,
-    ported: Flags,
-) -> Words:
+def _endpoints(source: Words, destination: Words, ports: Column) -> Words:
     """Hash (address, port) of both ends by themselves and add them up: order does not matter."""
-    ports = load(memory, transport, PORTS)
-    shift = np.uint64(32)
-    source_port = np.where(ported, ports["source"], 0).astype(np.uint64) << shift
-    destination_port = np.where(ported, ports["destination"], 0).astype(np.uint64) << shift
-    return _mix(source ^ source_port) + _mix(destination ^ destination_port)
+    known = np.maximum(ports, 0).view(np.uint64)
+    source_port = known >> np.uint64(16) << np.uint64(32)
+    destination_port = known << np.uint64(48) >> np.uint64(16)
+    return mix(source ^ source_port) + mix(destination ^ destination_port)
 
 
 def _or_macs(memory: Octets, start: Column, found: Layer, mixed: Words) -> Words:
@@ -162,11 +194,14 @@ def _mac_pairs(memory: Octets, start: Column) -> Words:
     high, low = macs["high"].astype(np.uint64), macs["low"].astype(np.uint64)
     destination = high >> np.uint64(16)
     source = ((high & np.uint64(0xFFFF)) << np.uint64(32)) | low
-    return _mix(destination) + _mix(source)
+    return mix(destination) + mix(source)
 
 
-def _mix(value: Words) -> Words:
-    """Return the finaliser of splitmix64: every input bit reaches every output bit."""
+def mix(value: Words) -> Words:
+    """Return the finaliser of splitmix64: every input bit reaches every output bit.
+
+    Sebastiano Vigna, splitmix64.c: shifts 30, 27, 31 and the two constants are his.
+    """
     value = (value ^ (value >> np.uint64(30))) * _M1
     value = (value ^ (value >> np.uint64(27))) * _M2
     return value ^ (value >> np.uint64(31))

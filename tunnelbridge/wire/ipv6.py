@@ -49,6 +49,14 @@ _IS_EXTENSION: Final = np.isin(np.arange(256), (*EXTENSIONS, FRAGMENT))
 
 def decode(memory: Octets, start: Column, end: Column) -> Layer:
     """Read IPv6 headers with their extensions; ``kind`` by the last next header."""
+    return decode_with_protocol(memory, start, end)[0]
+
+
+def decode_with_protocol(memory: Octets, start: Column, end: Column) -> tuple[Layer, Codes]:
+    """Do as :func:`decode`, and return the last next header too, shape (n,).
+
+    It means nothing where the header was refused, except for fragments.
+    """
     found = layer(start, end)
     header = load(memory, start, HEADER)
     refuse(found, start + HEADER.itemsize > end, Reason.IP_SHORT)
@@ -62,7 +70,7 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     next_header = header["next_header"].copy()
     _skip_extensions(memory, found, next_header)
     found.kind = PROTOCOLS[next_header]
-    return found
+    return found, next_header
 
 
 def _skip_extensions(memory: Octets, found: Layer, next_header: Codes) -> None:
