@@ -25,8 +25,8 @@ PORT_PROTOCOLS: Final = (6, 17, 33, 132, 136)
 
 PROTOCOLS: Final = {
     "icmp": 1, "igmp": 2, "ipip": 4, "tcp": 6, "udp": 17, "dccp": 33, "ipv6": 41, "gre": 47, "esp": 50,
-    "ah": 51, "icmpv6": 58, "eigrp": 88, "ospf": 89, "etherip": 97, "pim": 103, "vrrp": 112, "l2tp": 115,
-    "sctp": 132, "udplite": 136, "mpls": 137,
+    "ah": 51, "icmpv6": 58, "eigrp": 88, "ospf": 89, "etherip": 97, "pim": 103, "vrrp": 112,
+    "l2tp": 115, "sctp": 132, "udplite": 136, "mpls": 137,
 }  # fmt: skip
 """IANA protocol numbers by the names that rule tables use."""
 _ALIASES: Final = {"icmp6": "icmpv6", "ipv4": "ipip", "udp-lite": "udplite", "ipv6-icmp": "icmpv6"}
