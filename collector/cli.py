@@ -63,6 +63,12 @@ def listen(
         ),
     ] = None,
     levels: Levels = 4,
+    heartbeat: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDR:]PORT", help="Answer the health checks of senders on this UDP port."
+        ),
+    ] = None,
     count: Count = None,
     duration: Duration = None,
     stats: Stats = None,
@@ -82,7 +88,16 @@ def listen(
     wanted = parse_wanted(gre, vxlan or (), geneve or (), udp or (), ip or ())
     collect(
         ListenOptions(
-            wanted, bind or (), allow or (), pcap, tap or (), levels, count, duration, stats
+            wanted,
+            bind or (),
+            allow or (),
+            pcap,
+            tap or (),
+            levels,
+            count,
+            duration,
+            stats,
+            heartbeat,
         )
     )
 

@@ -15,6 +15,7 @@ import uvloop
 
 from collector.allow import AllowList
 from collector.decap import Decapsulated, decapsulate
+from collector.heartbeat import Heartbeat
 from collector.ledger import CollectorLedger
 from collector.listener import Listener, Listeners, Wanted
 from collector.sinks.pcap import PcapSink
@@ -48,6 +49,7 @@ class ListenOptions:
     count: int | None = None
     duration: float | None = None
     stats: str | None = None
+    heartbeat: str | None = None
 
 
 class Collector:
@@ -71,7 +73,10 @@ class Collector:
         self.listeners = Listeners(options.wanted, options.bind)
         self._ports = udp.port_table(self.listeners.ports)
         self.sinks: list[PcapSink | TapSink] = []
+        self.heartbeat: Heartbeat | None = None
         try:
+            if options.heartbeat is not None:
+                self.heartbeat = Heartbeat(options.heartbeat, self._allow)
             for name in options.taps:
                 self.sinks.append(TapSink(name))
             if options.pcap:
@@ -94,6 +99,8 @@ class Collector:
             self._log.warning("not listening", reason=problem)
         for listener in self.listeners.open:
             loop.add_reader(listener.receiver.fileno(), self._on_readable, listener)
+        if self.heartbeat is not None:
+            self.heartbeat.listen(loop)
         if not self.sinks:
             self._log.warning("frames are only counted: deliver them with --pcap or --tap")
         self._log.info("listening", on=[listener.name for listener in self.listeners.open])
@@ -128,6 +135,8 @@ class Collector:
 
     def _close(self) -> None:
         self.listeners.close()
+        if self.heartbeat is not None:
+            self.heartbeat.close()
         for sink in self.sinks:
             sink.close()
 
