@@ -14,4 +14,11 @@ The path of one packet, file by file:
 * ``checksums``     finish the half-done checksum of a packet that is not cut;
 * ``vlan``          put the tag back;
 * ``heads``         the copies of header octets that all of them write into.
+
+Behind it, for clones that policy sends elsewhere or gives their client's address back:
+
+* ``readdress``     new addresses, ports and identifiers, with their checksums;
+* ``internet``      where the IP and transport headers are that it writes into;
+* ``window``        the first octets of packets in one piece, out of head and body;
+* ``crc32c``        how SCTP's checksum changes.
 """
