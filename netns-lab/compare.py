@@ -45,6 +45,11 @@ def holds(frames: Sequence[Frame], octets: bytes) -> bool:
     return any(octets in frame.octets for frame in frames)
 
 
+def tcp(frames: Sequence[Frame]) -> list[Frame]:
+    """Return the frames that are TCP in IPv4."""
+    return [f for f in frames if f.octets[12:14] == b"\x08\x00" and f.octets[23] == 6]
+
+
 def between(frames: Sequence[Frame], first: bytes, last: bytes) -> list[Frame]:
     """Return the frames after the one that carries ``first`` and before that with ``last``."""
     begin = next(i for i, frame in enumerate(frames) if first in frame.octets)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,11 +193,8 @@ class Lab:
         self.command("ip", "netns", "delete", name)
 
     def _remove_folder(self) -> None:
-        if self.keep:
-            return
-        for each in self.folder.iterdir():
-            each.unlink()
-        self.folder.rmdir()
+        if not self.keep:
+            shutil.rmtree(self.folder)
 
 
 def _in(namespace: str | None, argv: Sequence[str]) -> list[str]:

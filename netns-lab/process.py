@@ -27,7 +27,7 @@ def wait_until(condition: Callable[[], T], seconds: float, what: str, every: flo
 
 
 class Process:
-    """A program that runs in the lab; what it prints goes to two files."""
+    """A program that runs in the lab, in its folder; what it prints goes to two files there."""
 
     def __init__(self, name: str, argv: Sequence[str], folder: Path) -> None:
         self.name = name
@@ -35,8 +35,9 @@ class Process:
         with self.out.open("wb") as out, self.err.open("wb") as err:
             # a session of its own: Ctrl-C is the lab's business, which ends it in good order
             self.popen = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-            )
+                argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                start_new_session=True,
+            )  # fmt: skip
 
     @property
     def pid(self) -> int:

@@ -40,15 +40,22 @@ def record(lab: Lab, namespace: str, interface: str) -> tuple[Process, Path]:
 def capture(
     lab: Lab, name: str, namespace: str, interface: str, snaplen: int = 2048
 ) -> tuple[Process, Path]:
-    """Begin to write an interface's packets to a file; return the tcpdump and the file.
+    """Begin to write an interface's packets to a file of the lab; return the tcpdump and the file."""
+    path = lab.folder / f"{name}.pcap"
+    return capture_to(lab, path, namespace, interface, snaplen), path
+
+
+def capture_to(
+    lab: Lab, path: Path, namespace: str, interface: str, snaplen: int = 2048
+) -> Process:
+    """Begin to write an interface's packets to any file; return the tcpdump.
 
     Immediate mode has slots of ``snaplen`` octets each in its ring; full-size ones would be few.
     """
-    path = lab.folder / f"{name}.pcap"
     # -Z root: Debian's tcpdump becomes another user, who may not write there
     argv = ["tcpdump", "-n", "-i", interface, "-w", str(path), "-U", "-Z", "root"]
     argv += ["--immediate-mode", "-s", str(snaplen), "-B", "65536"]
-    return lab.start(f"tcpdump-{name}", argv, namespace, ready="listening on"), path
+    return lab.start(f"tcpdump-{path.stem}", argv, namespace, ready="listening on")
 
 
 def lost(recorder: Process) -> int:

@@ -1,0 +1,1 @@
+"""One module for each scenario; ``scene.py`` says what is in them."""
