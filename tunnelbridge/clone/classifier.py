@@ -66,6 +66,7 @@ class Classifier:
         for number, size in enumerate(sizes):
             self._lists[number] = _mask(_places([self._starts[number]], [size]), words)
         self._low, self._high = _ends(self._starts, sizes, words)
+        self._tiles = [np.zeros((0, words), np.uint64)] * 2
         self._matches = Matches(
             [
                 (int(place), rule)
@@ -125,14 +126,23 @@ class Classifier:
 
     def _first_matches(self, bits: Bits) -> Bits:
         """Keep the lowest bit of every list: x & -x, with no borrow between lists."""
+        low, high = self._tiled(len(bits))
         inverse = ~bits
-        negated = (inverse & ~self._high) + self._low
-        negated ^= inverse & self._high
-        negated &= bits
+        top = inverse & high
+        inverse ^= top
+        inverse += low
+        inverse ^= top
+        inverse &= bits
         for first, last in self._spans:
             if last - first > 1:
-                _clear_behind(negated[:, first:last])
-        return negated
+                _clear_behind(inverse[:, first:last])
+        return inverse
+
+    def _tiled(self, count: int) -> list[Bits]:
+        """Return the lists' lowest and highest bits, one row per packet: broadcasting costs thrice."""
+        if len(self._tiles[0]) < count:
+            self._tiles = [np.tile(mask, (count, 1)) for mask in (self._low, self._high)]
+        return [tile[:count] for tile in self._tiles]
 
     def _lowest(self, bits: Bits, first_word: int = 0) -> Column:
         """Return the number of the rule that the lowest bit of each row stands for, -1 for none."""
@@ -140,7 +150,7 @@ class Classifier:
             word, lowest = np.int64(0), bits[:, 0]
         else:
             word = (bits != 0).argmax(axis=1)
-            lowest = bits[np.arange(len(bits)), word]
+            lowest = bits.ravel().take(np.arange(0, bits.size, bits.shape[1]) + word)
         # The bits below the lowest one: all 64 where there is none.
         below = np.bitwise_count(~lowest & (lowest - _ONE)).astype(np.int64)
         place = (word + first_word) * _WORD + np.minimum(below, _WORD - 1)
@@ -188,8 +198,8 @@ def _ends(starts: Sequence[int], sizes: Sequence[int], words: int) -> tuple[Bits
 
 def _clear_behind(bits: Bits) -> None:
     """Clear the words behind the first one in which a row has a bit, in place."""
-    found = bits[:, 0] != 0
-    for word in range(1, bits.shape[1]):
-        here = bits[:, word]
-        here[found] = 0
-        found |= here != 0
+    first = (bits != 0).argmax(axis=1)
+    rows = np.arange(len(bits))
+    kept = bits[rows, first]
+    bits[:] = 0
+    bits[rows, first] = kept
