@@ -30,7 +30,7 @@ def check(guard: LoopGuard, frames: list[bytes]) -> list[bool]:
     batch = from_packets([frame + rubbish for frame in frames])
     batch.length = batch.length - len(rubbish)
     flows = read_flows(batch.memory, batch.start, batch.start + batch.length)
-    reason = guard.check(batch, flows)
+    reason = guard.check(batch, flows).reason
     assert set(reason.tolist()) <= {0, Reason.LOOP_BREAKER}
     return [not code for code in reason.tolist()]
 

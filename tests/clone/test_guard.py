@@ -84,7 +84,7 @@ def check(guard: LoopGuard, *frames: bytes) -> list[str]:
     """Return the verdict on each frame of a batch: ``own-tunnel`` or ``good``."""
     batch = from_packets(list(frames))
     flows = read_flows(batch.memory, batch.start, batch.start + batch.length)
-    return [Reason(code).slug for code in guard.check(batch, flows)]
+    return [Reason(code).slug for code in guard.check(batch, flows).reason]
 
 
 def own(make: Make, version: int, inner: bytes = WEB, **columns: int) -> bytes:

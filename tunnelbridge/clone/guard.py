@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tunnelbridge.batch import Batch, Column, Flags, Octets
+from tunnelbridge.batch import Batch, Column, Flags, Octets, zeros
 from tunnelbridge.clone.breaker import LAST_GENERATION, Breaker, Tunnelled
+from tunnelbridge.clone.innermost import Innermost
 from tunnelbridge.wire import icmp, ipv4, udp
 from tunnelbridge.wire.flow import ADDRESSES6, Flows
 from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind
@@ -41,6 +42,7 @@ _SUSPECT: Final = np.isin(
     np.arange(256), (Kind.GRE, Kind.IPV4, Kind.IPV6, Kind.ETHERIP, Kind.MPLS, Kind.ETHERNET)
 )
 _CARRIED: Final = np.isin(np.arange(256), (Kind.ETHERNET, Kind.IPV4, Kind.IPV6))
+_NO_PACKETS: Final = Innermost(zeros(0), zeros(0), zeros(0), np.zeros(0, np.uint8))
 _CUT: Final = (
     Reason.GRE_SHORT,
     Reason.ERSPAN_SHORT,
@@ -69,6 +71,15 @@ class Signature:
         return number >> 64, number & 0xFFFFFFFFFFFFFFFF
 
 
+class Checked(NamedTuple):
+    """What the guard found out about a batch of n frames."""
+
+    reason: Codes
+    """Shape (n,): 0, OWN_TUNNEL or LOOP_BREAKER."""
+    innermost: Innermost
+    """The innermost IP packets of those frames that carry tunnels."""
+
+
 @dataclass(slots=True)
 class _Seen:
     """Where the walk is in each of k suspects, columns of shape (k,)."""
@@ -84,33 +95,43 @@ class _Seen:
     """Key of a later fragment seen, 0 without one."""
     tunnelled: list[Tunnelled]
     """What was found inside tunnels; ``frame`` numbers the suspects."""
+    innermost: Innermost
+    """The IP header that the walk saw last, with a row for each suspect; the outer one at first."""
+    quoted: Flags
+    """What the walk sees now is what an ICMP error quotes, and carries nothing."""
 
 
 class LoopGuard:
     """Refuses what would loop; remembers the first fragments it refused."""
 
     def __init__(self, signatures: list[Signature]) -> None:
-        self.signatures = signatures
-        told = {each.port: each.kind for each in signatures if each.port is not None}
-        self._ports = udp.port_table(udp.PORTS | told)
+        self.watch_for(signatures)
         self._fragments = np.zeros(REMEMBERED_FRAGMENTS, np.uint64)
         self._next_fragment = 0
         self.breaker = Breaker()
 
-    def check(self, batch: Batch, flows: Flows) -> Codes:
-        """Return a reason per frame, shape (n,): 0, OWN_TUNNEL or LOOP_BREAKER."""
+    def watch_for(self, signatures: list[Signature]) -> None:
+        """Know these tunnels from now on; fragments and clones stay remembered."""
+        self.signatures = signatures
+        told = {each.port: each.kind for each in signatures if each.port is not None}
+        self._ports = udp.port_table(udp.PORTS | told)
+
+    def check(self, batch: Batch, flows: Flows) -> Checked:
+        """Tell what would loop, and what is inside tunnels."""
+        innermost = _NO_PACKETS
         reason = np.zeros(len(batch), np.uint8)
         generation = np.zeros(len(batch), np.uint8)
         suspects = np.flatnonzero(self._is_suspect(batch.memory, flows))
         if suspects.size:
-            seen = self._search(batch, suspects)
+            seen = self._search(batch, flows, suspects)
             generation[suspects] = self.breaker.generations(
                 batch.memory, seen.tunnelled, len(suspects)
             )
             reason[generation == LAST_GENERATION] = Reason.LOOP_BREAKER
             reason[suspects[seen.own]] = Reason.OWN_TUNNEL
+            innermost = seen.innermost.select(seen.innermost.start != flows.payload[suspects])
         self.breaker.remember(batch.memory, flows, reason == 0, generation)
-        return reason
+        return Checked(reason, innermost)
 
     def _is_suspect(self, memory: Octets, flows: Flows) -> Flags:
         """Tell which frames could be or quote a tunnel, at the cost of one look-up each."""
@@ -125,7 +146,7 @@ class LoopGuard:
             suspect[is_icmp] = icmp.IS_ERROR[header["type"]]
         return suspect
 
-    def _search(self, batch: Batch, suspects: Column) -> _Seen:
+    def _search(self, batch: Batch, flows: Flows, suspects: Column) -> _Seen:
         """Walk into the suspects and find what is ours."""
         count = len(suspects)
         seen = _Seen(
@@ -136,16 +157,23 @@ class LoopGuard:
             first_fragments=[],
             later_fragment=np.zeros(count, np.uint64),
             tunnelled=[],
+            innermost=Innermost(
+                suspects, flows.payload[suspects], flows.end[suspects], np.zeros(count, np.uint8)
+            ),
+            quoted=np.zeros(count, np.bool_),
         )
         start = batch.start[suspects]
         end = start + batch.length[suspects]
         for step in walk(batch.memory, start, end, Kind.ETHERNET, self._ports, searching=True):
             if step.kind in (Kind.IPV4, Kind.IPV6):
                 self._visit_ip(batch.memory, seen, step)
+                _note_innermost(seen, step)
             elif step.kind == Kind.UDP:
                 port = load(batch.memory, step.start, udp.HEADER)["destination"]
                 seen.port[step.index] = port
-            elif step.kind not in (Kind.ETHERNET, Kind.ICMP):
+            elif step.kind == Kind.ICMP:
+                seen.quoted[step.index] = True
+            elif step.kind != Kind.ETHERNET:
                 self._visit_tunnel(seen, step)
         for suspect, key in seen.first_fragments:
             self._remember_fragments(key[seen.own[suspect]])
@@ -204,6 +232,19 @@ class LoopGuard:
         for key in np.unique(keys)[:REMEMBERED_FRAGMENTS]:
             self._fragments[self._next_fragment] = key
             self._next_fragment = (self._next_fragment + 1) % REMEMBERED_FRAGMENTS
+
+
+def _note_innermost(seen: _Seen, step: Step) -> None:
+    """Note where IP packets are; those further in come later and replace those around them."""
+    layer = step.layer
+    packet = (layer.reason == 0) | (layer.reason == Reason.IP_FRAGMENT)
+    packet &= ~seen.quoted[step.index]
+    if not packet.any():
+        return
+    index = np.flatnonzero(packet) if isinstance(step.index, slice) else step.index[packet]
+    seen.innermost.start[index] = step.start[packet]
+    seen.innermost.end[index] = layer.end[packet]
+    seen.innermost.kind[index] = step.kind
 
 
 def _mixed(*columns: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

@@ -10,13 +10,14 @@ hash by their MAC addresses.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import Column, Flags, Octets
 from tunnelbridge.wire import ethernet, ipv4, ipv6
+from tunnelbridge.wire.ethernet import EtherTypes
 from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind, Layer
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
@@ -60,16 +61,36 @@ class Flows:
     """Of fragments, -1 for whole packets; None in a batch without fragments."""
     first_fragment: Flags | None = None
     """The fragment with offset zero; None in a batch without fragments."""
+    inner_source: Words | None = None
+    """Hash of the source address inside a tunnel, 0 outside (:mod:`tunnelbridge.clone.innermost`);
+    None in a batch without tunnels."""
 
     @property
     def entropy(self) -> Column:
         """The top 16 bits of the hash: what outer headers tell of a flow."""
         return (self.hash >> np.uint64(48)).astype(np.int64)
 
+    def select(self, index: npt.NDArray[Any]) -> Flows:
+        """Return the rows that ``index`` (positions or truth values) names, in its order."""
+        columns: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        for name, column in columns.items():
+            columns[name] = None if column is None else column[index]
+        return Flows(**columns)
+
 
 def read_flows(memory: Octets, start: Column, end: Column) -> Flows:
     """Read MAC, IP and port columns of frames that are at least 14 octets long."""
-    inside = ethernet.ethertypes(memory, start, end)
+    return _read(memory, start, ethernet.ethertypes(memory, start, end), end)
+
+
+def read_packet_flows(memory: Octets, start: Column, end: Column, kind: Codes) -> Flows:
+    """Read IP and port columns of bare packets; ``kind`` says IPV4 or IPV6 of each."""
+    ethertype = np.where(kind == Kind.IPV4, ethernet.IPV4, ethernet.IPV6)
+    return _read(memory, start, EtherTypes(start, ethertype, np.zeros(len(start), np.int64)), end)
+
+
+def _read(memory: Octets, start: Column, inside: EtherTypes, end: Column) -> Flows:
+    """Read what is behind the MAC headers."""
     flows = Flows(
         start=start,
         payload=inside.payload,
