@@ -39,9 +39,10 @@ FORMATS = {kind: importlib.import_module(_module) for kind, _module in sorted(
     for kind, decode in DECODERS.items()
 )}  # fmt: skip
 NO_FORMATS = {
-    "encapsulation", "flow", "layer", "octets", "plausible", "reasons", "walk",
+    "arp", "encapsulation", "five_tuple", "flow", "layer", "ndp", "new_addresses", "octets",
+    "plausible", "reasons", "walk",
 }  # fmt: skip
-"""Modules of the package that read no header of their own."""
+"""Modules of the package that read no header of their own, or one message at a time (arp, ndp)."""
 TABLES = {
     kind: importlib.import_module("test_" + module.__name__.rpartition(".")[2])
     for kind, module in FORMATS.items()

@@ -6,7 +6,8 @@ Asking, before packets flow:
 * ``privileges``   capabilities, and what to tell who lacks one;
 * ``namespace``    set-up work in a thread that has entered another network namespace;
 * ``netlink``      an interface's facts, the route to a remote;
-* ``links``        tells when interfaces come, go and change.
+* ``links``        tells when interfaces come, go and change;
+* ``device``       an interface's facts by ioctl, for who has a socket in its namespace.
 
 Packets in, from an interface (``send``):
 
@@ -33,6 +34,10 @@ Packets out, to analysers:
 
 * ``tap``          a silent tap interface, one write a frame;
 * ``pcap_writer``  a pcap file or pipe, one writev for many packets.
+
+Neighbours on a LAN, in the place of members that are elsewhere:
+
+* ``neighbour_socket``  hears ARP and IPv6 neighbour discovery, and speaks it.
 
 Below them all, ``libc``: the calls that Python lacks, and their structures.
 """

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import socket
-import struct
 from typing import Final
 
 import numpy as np
@@ -21,7 +19,7 @@ import numpy.typing as npt
 
 from tunnelbridge.batch import Batch
 from tunnelbridge.errors import UserError
-from tunnelbridge.linux import options, privileges
+from tunnelbridge.linux import device, options, privileges
 from tunnelbridge.linux.endpoint import SEND_BUFFER, Endpoint
 from tunnelbridge.linux.pushing import Sent
 from tunnelbridge.linux.tpacket import no_interface
@@ -29,9 +27,6 @@ from tunnelbridge.linux.transmit import TunnelSocket
 from tunnelbridge.wire import ethernet
 from tunnelbridge.wire.encapsulation import NO_PROTOCOL
 
-SIOCGIFFLAGS: Final = 0x8913  # linux/sockios.h
-SIOCGIFMTU: Final = 0x8921
-ARPHRD_ETHER: Final = 1
 NO_INTERFACE: Final = "no-interface"
 
 
@@ -63,7 +58,10 @@ class WireSocket(TunnelSocket):
         none of that name.
         """
         (sock,) = self._sockets
-        mtu = _ask(sock, self.interface, SIOCGIFMTU)
+        try:
+            mtu = device.mtu(sock, self.interface)
+        except OSError:
+            raise no_interface(self.interface) from None
         if self._bound_to() != self.interface:
             _bind(sock, self.interface)
         return mtu + ethernet.HEADER.itemsize
@@ -84,7 +82,7 @@ def _open(interface: str) -> socket.socket:
         options.mark(sock)
         options.enlarge_send_buffer(sock, SEND_BUFFER)
         _bind(sock, interface)
-        if not _ask(sock, interface, SIOCGIFFLAGS) & options.IFF_UP:
+        if not device.flags(sock, interface) & options.IFF_UP:
             raise UserError(f"interface {interface} is down: sudo ip link set {interface} up")
         opening.pop_all()
     return sock
@@ -98,18 +96,8 @@ def _bind(sock: socket.socket, interface: str) -> None:
             raise no_interface(interface) from None
         raise
     kind = sock.getsockname()[3]
-    if kind != ARPHRD_ETHER:
+    if kind != device.ARPHRD_ETHER:
         raise UserError(
             f"interface {interface} takes no Ethernet frames (ARPHRD {kind}): name the Ethernet"
             " interface beneath it, or a tunnel"
         )
-
-
-def _ask(sock: socket.socket, interface: str, request: int) -> int:
-    """Return what an ioctl on struct ifreq tells of an interface, in the socket's namespace."""
-    try:
-        answer = fcntl.ioctl(sock, request, struct.pack("16s24x", interface.encode()))
-    except OSError:
-        raise no_interface(interface) from None
-    size = "16xH22x" if request == SIOCGIFFLAGS else "16xi20x"
-    return int(struct.unpack(size, answer)[0])
