@@ -47,8 +47,9 @@ class ControlServer:
         self.path = path
         self._handlers = handlers
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._identity: tuple[int, int] | None = None
+        self._is_closed = False
 
     async def start(self) -> None:
         """Listen; raises UserError: another program answers there, or no socket can be made."""
@@ -66,6 +67,7 @@ class ControlServer:
         server, self._server = self._server, None
         if server is None:
             return
+        self._is_closed = True
         server.close()
         for client in self._clients:
             client.cancel()
@@ -76,12 +78,15 @@ class ControlServer:
                 self.path.unlink()
 
     def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_closed:  # it came in meanwhile
+            writer.transport.abort()
+            return
         client = asyncio.create_task(self._serve(reader, writer))
-        self._clients.add(client)
+        self._clients[client] = writer
         client.add_done_callback(self._on_client_end)
 
     def _on_client_end(self, client: asyncio.Task[None]) -> None:
-        self._clients.discard(client)
+        self._clients.pop(client).transport.abort()  # what it did not read in time it does not get
         if not client.cancelled() and (error := client.exception()) is not None:
             _raise_to_loop(client.get_loop(), error)
 
@@ -95,8 +100,6 @@ class ControlServer:
                 await self._answer(line, writer)
         except (ConnectionError, TimeoutError):
             pass  # a client's end is the client's affair
-        finally:
-            writer.transport.abort()  # what it did not read in time it does not get
 
     async def _answer(self, line: bytes | None, writer: asyncio.StreamWriter) -> None:
         bug: Exception | None = None
