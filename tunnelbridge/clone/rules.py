@@ -60,6 +60,8 @@ class Rule:
                 name for name, number in PROTOCOLS.items() if number in PORT_PROTOCOLS
             )
             raise ValueError(f"only {names} have ports, protocol {self.protocol} has none")
+        if () in (self.source_ports, self.destination_ports):
+            raise ValueError("no ports at all; None stands for all")
 
     @property
     def any_family(self) -> int:
