@@ -31,8 +31,8 @@ from netlab import End, Lab
 from process import LabError, Process, wait_until
 from report import Report
 
-MTU = 1600
-"""Octets that a link between routers carries, so that a full frame in a tunnel passes whole."""
+WIDTH = 96
+"""Columns in which a command is printed."""
 
 
 class Command(NamedTuple):
@@ -42,7 +42,12 @@ class Command(NamedTuple):
     line: str
 
     def __str__(self) -> str:
-        return f"[{self.host}] $ {self.line}"
+        words, lines = f"[{self.host}] $ {self.line}".split(" -"), [""]
+        for word in [words[0], *(f" -{each}" for each in words[1:])]:  # options with their values
+            if len(lines[-1]) + len(word) > WIDTH:
+                lines.append("")
+            lines[-1] += word
+        return f" \\\n{' ' * 7}".join(lines)
 
     def filled(self, *values: object) -> Command:
         """Return the command with ``{0}``, ``{1}`` … replaced."""
@@ -127,20 +132,29 @@ class Scene:
 
     # --- commands ---
 
-    def start(self, command: Command, ready: str | None = None) -> Process:
+    def start(self, command: Command, ready: str | None = None, *, quiet: bool = False) -> Process:
         """Type a command that goes on; with ``ready``, wait until it has printed that."""
-        print(f"   {command}", flush=True)
+        if not quiet:
+            print(f"   {command}", flush=True)
         words = command.line.split()
         name = f"{next(self._numbers):02}-{Path(words[0]).name}"
         shell = ["sh", "-c", f"exec {command.line}"]
         return self.lab.start(name, shell, self.namespaces[command.host], ready)
 
-    def do(self, command: Command, seconds: float = 30) -> str:
+    def do(self, command: Command, seconds: float = 30, *, quiet: bool = False) -> str:
         """Type a command and wait for its end; return what it printed."""
-        process = self.start(command)
+        process = self.start(command, quiet=quiet)
         if process.wait(seconds):
             process.running()  # raises with its last words
         return process.out.read_bytes().decode(errors="replace")
+
+    def wait_for_port(self, role: str, port: int) -> None:
+        """Wait until a program on a host listens on a TCP port."""
+        ask = ["ss", "-H", "-l", "-t", "-n", f"sport = :{port}"]
+        wait_until(
+            lambda: self.lab.command(*ask, namespace=self.namespaces[role]),
+            20, f"port {port} of {role}", every=0.05,
+        )  # fmt: skip
 
     @contextmanager
     def one_processor(self) -> Iterator[None]:

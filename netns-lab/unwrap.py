@@ -1,7 +1,7 @@
 """Take a tunnel off captured packets, in plain code that shares nothing with what it judges.
 
 Outer packets: Ethernet, IPv4 without fragments. Formats: GRE (RFC 2784, 2890) with Ethernet or
-ERSPAN II/III inside, VXLAN (RFC 7348, UDP 4789), Juniper's header (UDP 8099, empty metadata).
+ERSPAN II/III inside, VXLAN (RFC 7348, UDP 4789), Juniper's header (UDP 8099).
 """
 
 from __future__ import annotations
@@ -86,4 +86,9 @@ def _udp(datagram: bytes) -> tuple[str, int, int, bytes] | None:
     if destination == VXLAN_PORT:
         vni = struct.unpack("!I", datagram[12:16])[0] >> 8
         return "vxlan", vni, source, datagram[16:]
+    if destination == JUNIPER_PORT:
+        at = 8
+        while datagram[at] != 255:  # type, length, value; 255 is the last
+            at += 2 + datagram[at + 1]
+        return "juniper", 0, source, datagram[at + 2 :]
     return None

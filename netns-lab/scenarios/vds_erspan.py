@@ -7,10 +7,10 @@ captures there, its kernel even answers "protocol unreachable", and the session 
 ::
 
       vm-a                      esxi                      router               wireshark
-   10.10.1.1 ── vif-a ═ br0 ─ vif-b   203.0.113.2 ─── 203.0.113.1  198.51.100.1 ─── 198.51.100.9
+   192.0.2.1 ── vif-a ═ br0 ─ vif-b   203.0.113.2 ─── 203.0.113.1  198.51.100.1 ─── 198.51.100.9
                   ║             │       up0                                          eth0, passive
       vm-b        ║             │                                                       ▲
-   10.10.1.2 ─────║─────────────┘                                                       ║
+   192.0.2.2 ─────║─────────────┘                                                       ║
                   ╚══ mirrored ══════ ERSPAN II, session 2, and III, session 3 ═════════╝
 """
 
@@ -26,13 +26,13 @@ from scene import Command, Scene
 from unwrap import unwrap
 
 LOOK = Command("wireshark", "tshark -q -i eth0 -f 'proto gre' -F pcap -w erspan.pcap")
-SERVE = Command("vm-b", "nc -v -n -N -l 10.10.1.2 80 < page.html")
+SERVE = Command("vm-b", "nc -v -n -N -l 192.0.2.2 80 < page.html")
 SEND = Command(
     "esxi",
     "tunnelbridge send -i vif-a --to 'erspan2://198.51.100.9?session=2'"
     " --to 'erspan3://198.51.100.9?session=3&granularity=1588' --stats sender.json",
 )
-GET = Command("vm-a", "nc -N 10.10.1.2 80 < request.txt")
+GET = Command("vm-a", "nc -N 192.0.2.2 80 < request.txt")
 SPLIT = Command("wireshark", "tshark -r erspan.pcap -Y erspan.spanid=={0} -F pcap -w {0}.pcap")
 FOLLOW = Command("wireshark", "tshark -r {0}.pcap -q -z follow,tcp,raw,0")
 COMMANDS = (LOOK, SERVE, SEND, GET, *(c.filled(n) for n in (2, 3) for c in (SPLIT, FOLLOW)))
@@ -45,8 +45,8 @@ PAGE = "HTTP/1.0 200 OK\r\n\r\n" + "".join(f"<p>line {n} of the page</p>\n" for 
 def build(scene: Scene) -> None:
     scene.hosts("esxi", "vm-a", "vm-b", "wireshark")
     scene.routers("router")
-    scene.link("vm-a:eth0 10.10.1.1/24", "esxi:vif-a")
-    scene.link("vm-b:eth0 10.10.1.2/24", "esxi:vif-b")
+    scene.link("vm-a:eth0 192.0.2.1/24", "esxi:vif-a")
+    scene.link("vm-b:eth0 192.0.2.2/24", "esxi:vif-b")
     scene.bridge("esxi", "vif-a", "vif-b")
     scene.link("esxi:up0 203.0.113.2/24", "router:west 203.0.113.1/24", 1600)
     scene.link("router:east 198.51.100.1/24", "wireshark:eth0 198.51.100.9/24", 1600)
