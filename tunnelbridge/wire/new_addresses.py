@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,3 +35,23 @@ class NewAddresses:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def follow(self, index: Column) -> NewAddresses:
+        """Return what packets get that were made from these: packet *i* from packet ``index[i]``."""
+        position = np.full(max(int(index.max(initial=-1)), int(self.rows.max(initial=-1))) + 1, -1)
+        position[self.rows] = np.arange(len(self.rows))
+        own = position[index]
+        rows = np.flatnonzero(own >= 0)
+        own = own[rows]
+
+        def of_each(column: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+            return None if column is None else column[own]
+
+        return NewAddresses(
+            rows=rows,
+            source=of_each(self.source),
+            destination=of_each(self.destination),
+            source_port=of_each(self.source_port),
+            destination_port=of_each(self.destination_port),
+            identifier=of_each(self.identifier),
+        )
