@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tunnelbridge.batch import Column, Flags, Octets
+from tunnelbridge.batch import Column, Flags, Octets, zeros
 from tunnelbridge.connections import CONNECTION, ECHO_SERVICE, Changes, Connections
 from tunnelbridge.wire.five_tuple import FiveTuples
 from tunnelbridge.wire.flow import Flows, mix
@@ -30,7 +30,7 @@ from tunnelbridge.wire.octets import load
 Words = npt.NDArray[np.uint64]
 
 ICMP, ICMPV6 = 1, 58
-WAYS: Final = 4
+WAYS: Final = 8
 
 _ECHO: Final = np.dtype([("type", "u1"), ("code", "u1"), ("_", "V2"), ("identifier", ">u2")])
 _REQUEST: Final = np.zeros((256, 256), np.bool_)  # protocol, type
@@ -60,9 +60,9 @@ def with_echoes(memory: Octets, flows: Flows, tuples: FiveTuples) -> FiveTuples:
 class NatTable:
     """What clients' addresses are behind source NAT, for at most ``flows`` connections."""
 
-    def __init__(self, flows: int = 1 << 17) -> None:
-        """Make room for ``flows`` connections, rounded up to a power of two (at least 4)."""
-        self._bits = max((flows - 1).bit_length() - 2, 0)
+    def __init__(self, flows: int = 1 << 18) -> None:
+        """Make room for ``flows`` connections, rounded up to a power of two (at least 8)."""
+        self._bits = max((flows - 1).bit_length() - 3, 0)
         shape = (1 << self._bits, WAYS)
         self._tags = np.zeros(shape, np.uint64)  # the hash, odd; 0 is a free place
         self._learned = np.zeros(shape, np.int64)
@@ -87,12 +87,15 @@ class NatTable:
         self._leaving = changes.gone
         self.learn(changes.known)
         if changes.complete:
-            self._clear((self._tags != 0) & (self._learned <= self._restarted))
+            outdated = (self._tags != 0) & (self._learned <= self._restarted)
+            self._clear(np.flatnonzero(outdated))
         if changes.restarted:
             self._restarted = self._clock
 
     def learn(self, connections: Connections) -> None:
         """Remember connections; one that is known already is replaced."""
+        if not len(connections):
+            return
         tags = _hash_connections(connections)
         sets = self._sets(tags)
         self._clock += 1
@@ -109,15 +112,15 @@ class NatTable:
         tags = _hash_connections(connections)
         sets = self._sets(tags)
         row, way = np.nonzero(self._tags[sets] == tags[:, None])
-        gone = np.zeros(self._tags.shape, np.bool_)
-        gone[sets[row], way] = True
-        self._clear(gone)
+        self._clear(np.unique(sets[row] * WAYS + way))
 
     def look_up(self, tuples: FiveTuples) -> NewAddresses:
         """Return the clients' addresses for the packets that have them translated.
 
         ``tuples`` as seen on the server's side, from :func:`with_echoes` if echo messages matter.
         """
+        if not self._count:
+            return _restored(tuples, zeros(0), self._connections[0, :0])
         tags = _hash(
             tuples.protocol,
             (tuples.source_high, tuples.source_low, tuples.source_port),
@@ -125,7 +128,7 @@ class NatTable:
         )
         sets = self._sets(tags)
         same = self._tags[sets] == tags[:, None]
-        rows = np.flatnonzero(same.any(axis=1)) if self._count else np.zeros(0, np.int64)
+        rows = np.flatnonzero(same.any(axis=1))
         found = self._connections[sets[rows], same[rows].argmax(axis=1)]
         return _restored(tuples, rows, found)
 
@@ -146,9 +149,10 @@ class NatTable:
         self._count += int((~known & room).sum())
         self.evicted += int((~known & ~room).sum())
 
-    def _clear(self, places: npt.NDArray[np.bool_]) -> None:
-        self._tags[places] = 0
-        self._count -= int(places.sum())
+    def _clear(self, places: Column) -> None:
+        """Free these places, none of them named twice."""
+        self._tags.reshape(-1)[places] = 0
+        self._count -= len(places)
 
 
 def _restored(tuples: FiveTuples, rows: Column, found: Connections) -> NewAddresses:
