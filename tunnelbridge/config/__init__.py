@@ -11,5 +11,6 @@ The configuration file, in the order in which it is read:
 * ``problems``    pydantic's errors in the configuration's words
 * ``references``  what names something must name something that is there
 * ``targets``     from a target's name to members, and the way to each
-* ``warnings``    entries without effect · ``difference`` what a reload changes
+* ``warnings``    entries without effect · ``summary`` what it does · ``difference`` what a reload
+  changes
 """

@@ -77,11 +77,11 @@ def _has_elements(value: Any) -> bool:
 
 
 def _by_identity(elements: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {_identity(element, number): element for number, element in enumerate(elements)}
-
-
-def _identity(element: dict[str, Any], number: int) -> str:
-    return str(next((element[key] for key in _IDENTITIES if element.get(key)), number))
+    for key in _IDENTITIES:
+        names = [str(element[key]) for element in elements if element.get(key)]
+        if elements and len(set(names)) == len(elements):
+            return dict(zip(names, elements, strict=True))
+    return {str(number): element for number, element in enumerate(elements)}
 
 
 def _shown(value: Any) -> str:

@@ -44,6 +44,12 @@ class Mirror(Table):
 
         return warnings(self)
 
+    def summary(self) -> list[str]:
+        """Return what is mirrored and to whom, in a few lines."""
+        from tunnelbridge.config.summary import summary
+
+        return summary(self)
+
     def difference(self, other: Mirror) -> list[str]:
         """Return what ``other`` changes, one line each: + added, - removed, ~ changed."""
         from tunnelbridge.config.difference import difference
