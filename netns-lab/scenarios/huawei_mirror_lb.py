@@ -115,7 +115,7 @@ def run(scene: Scene) -> None:
         f"all {len(carried)} clones are bit-exact, and none is of another port",
     )
     lengths = Counter((len(c.frame.octets), len(c.outer.octets)) for c in carried)
-    scene.check(lengths[81, 131] and lengths[66, 116], f"81 octets are 131 outside, 66 are 116")
+    scene.check(lengths[81, 131] and lengths[66, 116], "81 octets are 131 outside, 66 are 116")
     scene.check(all(out - inside == 50 for inside, out in lengths), "50 more for each")
     vnis = {(each.kind, each.identifier, each.source) for each in carried}
     scene.check(vnis == {("vxlan", 1, "203.0.113.2")}, "VXLAN 1, from the source's address")
