@@ -129,6 +129,7 @@ class StandIn:
                 if not sock.send(frame):
                     raise UserError(f"interface {self._interface} takes no frames: is it down?")
             await asyncio.wait([self._rival], timeout=PROBE_INTERVAL)
+            self._read()  # on a late loop the timer comes before the answer that has arrived
             if self._rival.done():
                 address, mac = self._rival.result()
                 raise UserError(
