@@ -76,4 +76,5 @@ def _keys(memory: Octets, flows: Flows, rows: Column) -> Words:
         source[is6], destination[is6] = fold6(addresses["source"]), fold6(addresses["destination"])
     assert flows.identification is not None
     number = (flows.identification[rows] << 9 | protocol).astype(np.uint64)
-    return mix(mix(mix(source) + destination) + number) | np.uint64(1)
+    key = mix(mix(mix(source) + destination) + number)
+    return np.where(key == 0, np.uint64(1), key)

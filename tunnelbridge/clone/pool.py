@@ -111,7 +111,7 @@ class InTurn:
     def __init__(self, cycle: Turns) -> None:
         self._cycle = cycle
         self._next = 0
-        """Whose turn is next, as a place in the whole cycle."""
+        """Behind the turn that was taken last, as a place in the whole cycle."""
         self._places = np.arange(len(cycle))
         self._look_ahead(_AHEAD)
 
@@ -127,12 +127,12 @@ class InTurn:
     def take(self, count: int) -> Column:
         """Take the next ``count`` turns."""
         size = len(self._places)
-        if not size:
+        if not size or not count:
             return np.full(count, NOBODY, np.int64)
         if len(self._ahead) < size + count:
             self._look_ahead(count)
         first = int(np.searchsorted(self._places, self._next)) % size
-        self._next = int(self._places[(first + count) % size])
+        self._next = int(self._places[(first + count - 1) % size]) + 1
         return self._ahead[first : first + count].astype(np.int64)
 
     def _look_ahead(self, count: int) -> None:
