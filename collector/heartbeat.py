@@ -131,7 +131,7 @@ def parse_where(text: str) -> tuple[str | None, int]:
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
-        if not port.isdecimal() or not 0 < int(port) < 65536:
+        if not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
             raise ValueError
         if colon and ipaddress.ip_address(bare).version != (4 if bare == host else 6):
             raise ValueError

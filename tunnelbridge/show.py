@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tunnelbridge.ledger import told
 
 Entry = Mapping[str, Any]
 STYLES: Final = {"up": "green", "down": "red", "drained": "yellow", "disabled": "yellow"}
-LEAST_WIDTH: Final = 15
-"""Columns that a folding name keeps."""
+LEAST_WIDTHS: Final = (15, 9)
+"""Columns that folding names keep: the first, so that no IPv4 address folds, and others."""
+LONGEST_NUMBER: Final = 20
+"""Digits of 2**64."""
 COUNTERS: Final = {
     "num_total_pkts_cloned": "num_total_\npkts_cloned",
     "num_mbuf_alloc_failed": "num_mbuf_\nalloc_failed",
@@ -40,17 +42,39 @@ def write_json(result: Any) -> None:
 def write(what: str, result: Any, console: Console | None = None) -> None:
     """Write ``result``, an answer to ``show what``, to standard output or another console."""
     console = console or Console(markup=False, highlight=False, emoji=False)
+    width = console.width
     parts = RENDERERS[what](result)
     if not parts:
         console.print(f"no {what}")
     for number, part in enumerate(parts):
-        if number and not (isinstance(parts[number - 1], Text) and isinstance(part, Table)):
+        if number and not isinstance(parts[number - 1], Text):
             console.print()
-        if isinstance(part, Table):
-            least = Measurement.get(console, console.options, part).minimum
-            console.print(part, width=max(console.width, least), crop=False)
-        else:
-            console.print(part)
+        console.width = max(width, _fit(part, width))
+        console.print(part)
+    console.width = width
+
+
+def _fit(part: Text | Table, width: int) -> int:
+    """Fold a table's words until it fits ``width``, the widest column first; return its width."""
+    if isinstance(part, Text):
+        return width
+    widths = [_natural_width(column) for column in part.columns]
+    least = [
+        natural if column.no_wrap else min(natural, column.min_width or 1)
+        for column, natural in zip(part.columns, widths, strict=True)
+    ]
+    between = (len(widths) - 1) * (part.padding[1] + (part.box is not None))
+    while sum(widths) + between > width and widths != least:
+        shrinkable = [number for number, each in enumerate(widths) if each > least[number]]
+        widths[max(shrinkable, key=widths.__getitem__)] -= 1
+    for column, each in zip(part.columns, widths, strict=True):
+        column.width = each
+    return sum(widths) + between
+
+
+def _natural_width(column: Column) -> int:
+    cells = [str(cell) for cell in (column.header, *column.cells)]
+    return max((cell_len(line) for cell in cells for line in cell.splitlines()), default=0)
 
 
 def _sessions(entries: Sequence[Entry]) -> list[Table]:
@@ -94,10 +118,8 @@ def _pools(entries: Sequence[Entry]) -> list[Text | Table]:
                 _lines(_labels(member)),
             )
             counted.add_row(_lines(member["ip"]), *(str(member[name]) for name in COUNTERS))
-        parts += [
-            Text(about, "bold"),
-            *([meant, counted] if pool["members"] else [Text("no members")]),
-        ]
+        tables = [meant, counted] if pool["members"] else []
+        parts += [Text(about if tables else f"{about}, no members", "bold"), *tables]
     return parts
 
 
@@ -191,7 +213,8 @@ def _table(*columns: str) -> Table:
                 column[1:], justify="right" if column[0] == "#" else "left", no_wrap=True
             )
         else:
-            table.add_column(column, overflow="fold", min_width=LEAST_WIDTH)
+            least = LEAST_WIDTHS[bool(table.columns)]
+            table.add_column(column, overflow="fold", min_width=least)
     return table
 
 
@@ -199,7 +222,7 @@ def _fields(pairs: Iterable[tuple[str, Any]]) -> Table:
     """Return a table of names and values; lists are left out, they have tables of their own."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", min_width=LONGEST_NUMBER)
     for name, value in pairs:
         if isinstance(value, Mapping):
             table.add_row(name, Text(told(value) or "none"))
