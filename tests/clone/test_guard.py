@@ -234,3 +234,18 @@ def test_remembered_fragments_are_bounded() -> None:
     assert set(check(guard, *firsts[5000:])) == {"own-tunnel"}
     assert guard._fragments.nbytes == size
     assert check(guard, outer.frame(pairs[-1][1])) == ["own-tunnel"]
+
+
+@tunnels
+def test_tunnels_that_come_and_go(name: str) -> None:
+    """A reload tells the guard what to look for from now on; what it remembers stays."""
+    make = TUNNELS[name][0]
+    first, later = (outer.frame(each) for each in outer.fragments(own(make, 4), 104, 7))
+    stack = make()
+    guard = LoopGuard([])
+    assert check(guard, first, later) == ["good"] * 2
+    guard.watch_for([Signature(ADDRESSES[4][1], stack.kind, stack.port, stack.identifier)])
+    assert check(guard, outer.frame(own(make, 4)), first) == ["own-tunnel"] * 2
+    guard.watch_for([])
+    assert check(guard, outer.frame(own(make, 4))) == ["good"]
+    assert check(guard, later) == ["own-tunnel"]
