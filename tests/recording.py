@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from tunnelbridge.batch import Batch, from_packets
+from tunnelbridge.clone.guard import LoopGuard
+from tunnelbridge.clone.rules import Direction
 from tunnelbridge.config.tunnel import MtuPolicy, parse_tunnel
+from tunnelbridge.ledger import SenderLedger
+from tunnelbridge.linux.endpoint import Endpoint
 from tunnelbridge.linux.pushing import Sent
+from tunnelbridge.pipeline import Pipeline
+from tunnelbridge.policy.plan import GroupPlan, MemberPlan, Plan, SessionPlan
+from tunnelbridge.policy.policy import Policy
+from tunnelbridge.policy.selection import Selection
+from tunnelbridge.targets import Target
 from tunnelbridge.tunnel import Frames, Tunnel
 
 TAG_TYPES = (0x8100, 0x88A8, 0x9100, 0x9200)
@@ -29,6 +39,7 @@ class RecordingSocket:
         self.unreachable = 0
         self.is_closed = False
         self.marked = True
+        self.endpoint = Endpoint("192.0.2.9", 47)
 
     def send(self, rows: np.ndarray, batch: Batch) -> Sent:
         assert not self.is_closed
@@ -96,5 +107,62 @@ def frames(octets: list[bytes], wire_length: list[int] | None = None) -> Frames:
         batch.wire_length = np.array(wire_length, np.int64)
     read = np.array([mac_header(frame) for frame in octets], np.int64).reshape(-1, 3)
     return Frames(
-        batch, read[:, 0], read[:, 1], read[:, 2], np.array([entropy(f) for f in octets], np.int64)
+        batch,
+        read[:, 0],
+        read[:, 1],
+        read[:, 2],
+        np.array([entropy(f) for f in octets], np.int64),
+        np.arange(len(octets)),
     )
+
+
+class Running:
+    """A pipeline with one source: what the command line makes of these tunnels."""
+
+    def __init__(self, inner: Pipeline, selection: Selection) -> None:
+        self.inner, self.selection = inner, selection
+
+    @property
+    def ledger(self) -> SenderLedger:
+        return self.inner.ledger
+
+    @property
+    def is_done(self) -> bool:
+        return self.inner.is_done
+
+    def process(self, batch: Batch, _: object = None) -> None:
+        self.inner.process(batch, self.selection)
+
+
+def pipeline(
+    tunnels: Sequence[Any],
+    guard: LoopGuard,
+    snaplen: int | None = None,
+    program: Any = None,
+    limit: int | None = None,
+    *,
+    expression: str = "",
+    direction: Direction = "both",
+    sources: Sequence[str] = (),
+) -> Running:
+    """Return a pipeline in which one session clones everything into all ``tunnels``."""
+    members = tuple(
+        MemberPlan(
+            str(number), (Target(str(number), parse_tunnel("gre://192.0.2.9"), "192.0.2.9"),)
+        )
+        for number in range(len(tunnels))
+    )
+    session = SessionPlan(
+        "test",
+        (GroupPlan("test", members),),
+        tuple(sources),
+        expression=expression if program is None else "program",
+        direction=direction,
+        packet_length=snaplen,
+    )
+    policy = Policy(
+        Plan((session,)), MtuPolicy.FRAGMENT, opener=lambda target, *_: tunnels[int(target.name)]
+    )
+    policy.guard = guard
+    programs = {} if program is None else {0: program}
+    return Running(Pipeline(policy, limit), Selection(policy.for_file(), programs))

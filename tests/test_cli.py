@@ -49,7 +49,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[SendOptions]:
         (["send", "--count", "0"], "Invalid value for '--count'"),
         (["send", "--duration", "0"], "Invalid value for '--duration'"),
         (["check", "--mtu", "cut"], "'cut' is not one of"),
-        (["send"], "give interfaces (-i) or a capture file (-r), one of them"),
+        (["send"], "give interfaces (-i) or a capture file (-r), one of them; or --config FILE"),
         (["send", "-i", "lo", "-r", "x", TO], "one of them"),
         (["send", "-i", "lo"], "give at least one target"),
         (["send", "-r", "x", TO, "--speed", "fast"], "--speed fast: expected"),

@@ -7,7 +7,15 @@ from collections import Counter
 
 import pytest
 
-from tunnelbridge.ledger import SenderLedger, TunnelLedger, as_json, told
+from tunnelbridge.ledger import (
+    MemberLedger,
+    SenderLedger,
+    SessionLedger,
+    SourceLedger,
+    TunnelLedger,
+    as_json,
+    told,
+)
 
 
 def ledger() -> SenderLedger:
@@ -19,6 +27,14 @@ def ledger() -> SenderLedger:
         refused=Counter({"own-tunnel": 3, "frame-short": 1}),
         cloned=17,
         segments=20,
+        mirrored_again=2,
+        sessions=[
+            SessionLedger(
+                "web", 17, 1700, 20, 36, 2, [MemberLedger("192.0.2.7", 20, 2, 4, 14, 900)]
+            ),
+            SessionLedger("again", 2, 200, 2, 4),
+        ],
+        sources=[SourceLedger("eth0", 30, 5, 3000)],
         tunnels=[
             TunnelLedger("a", 18, 12, 900, Counter({"no-route": 4}), 2, Counter(mtu=2), 1, 1, 1),
             TunnelLedger("b", 20, 20, 1500),
@@ -32,7 +48,8 @@ def test_a_full_ledger_balances() -> None:
 
 
 @pytest.mark.parametrize(
-    "bucket", ["received", "kernel_dropped", "not_matched", "cloned", "segments"]
+    "bucket",
+    ["received", "kernel_dropped", "not_matched", "cloned", "segments", "mirrored_again"],
 )
 def test_one_packet_too_many_does_not_balance(bucket: str) -> None:
     wrong = ledger()
@@ -49,6 +66,41 @@ def test_one_clone_too_many_does_not_balance(which: int, bucket: str) -> None:
     setattr(wrong.tunnels[which], bucket, getattr(wrong.tunnels[which], bucket) + 1)
 
     assert not wrong.balances()
+
+
+@pytest.mark.parametrize("bucket", ["frames", "copies"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_frame_of_a_session_too_many_does_not_balance(which: int, bucket: str) -> None:
+    wrong = ledger()
+    setattr(wrong.sessions[which], bucket, getattr(wrong.sessions[which], bucket) + 1)
+
+    assert not wrong.balances()
+
+
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        "num_total_pkts_cloned",
+        "num_mbuf_alloc_failed",
+        "num_driver_failures",
+        "num_succeeded",
+    ],
+)
+def test_one_clone_of_a_member_too_many_does_not_balance(bucket: str) -> None:
+    wrong = ledger()
+    (member,) = wrong.sessions[0].members
+    setattr(member, bucket, getattr(member, bucket) + 1)
+
+    assert not wrong.balances()
+
+
+def test_what_is_gone_is_added_up() -> None:
+    total = TunnelLedger("closed", 1, 1, 10, Counter({"no-route": 1}))
+    total.absorb(ledger().tunnels[0])
+
+    assert total == TunnelLedger(
+        "closed", 19, 13, 910, Counter({"no-route": 5}), 2, Counter(mtu=2), 1, 1, 1
+    )
 
 
 @pytest.mark.parametrize("causes", ["errors", "refused"])
@@ -84,6 +136,39 @@ def test_json_holds_every_counter() -> None:
         "cloned": 17,
         "segments": 20,
         "unsegmented": 0,
+        "mirrored_again": 2,
+        "copies": 40,
+        "no_member": 2,
+        "sessions": [
+            {
+                "name": "web",
+                "matched": 17,
+                "octets": 1700,
+                "frames": 20,
+                "copies": 36,
+                "no_member": 2,
+                "members": [
+                    {
+                        "ip": "192.0.2.7",
+                        "num_total_pkts_cloned": 20,
+                        "num_mbuf_alloc_failed": 2,
+                        "num_driver_failures": 4,
+                        "num_succeeded": 14,
+                        "octets": 900,
+                    }
+                ],
+            },
+            {
+                "name": "again",
+                "matched": 2,
+                "octets": 200,
+                "frames": 2,
+                "copies": 4,
+                "no_member": 0,
+                "members": [],
+            },
+        ],
+        "sources": [{"name": "eth0", "received": 30, "kernel_dropped": 5, "octets": 3000}],
         "tunnels": [
             {
                 "name": "a",

@@ -19,8 +19,7 @@ from tunnelbridge.batch import VNET_HEADER, Batch, from_packets
 from tunnelbridge.clone.guard import LoopGuard, Signature
 from tunnelbridge.ledger import TunnelLedger
 from tunnelbridge.linux.libpcap import compile_filter
-from tunnelbridge.pipeline import Pipeline
-from tunnelbridge.tunnel import Frames
+from tunnelbridge.tunnel import Frames, Outcome
 from tunnelbridge.wire.layer import Kind
 
 sys.path.insert(0, str(Path(__file__).parent / "restore"))
@@ -79,10 +78,14 @@ class Eavesdropper:
         self.ledger = TunnelLedger("eavesdropper")
         self.seen: list[Frames] = []
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frames: Frames) -> Outcome:
         self.seen.append(frames)
         self.ledger.clones += len(frames.batch)
         self.ledger.sent += len(frames.batch)
+        return Outcome(len(frames.batch), len(frames.batch), 0, 0, 0)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 versions, protocols = st.sampled_from([4, 6]), st.sampled_from([TCP, UDP])
@@ -106,7 +109,7 @@ def test_every_frame_ends_in_one_bucket(batches: list[list[Packet]]) -> None:
         recording.tunnel("gre-ip://192.0.2.7", "truncate", mtu=300),
         strict=True,
     )
-    pipeline = Pipeline(list(tunnels), LoopGuard([OWN]))
+    pipeline = recording.pipeline(list(tunnels), LoopGuard([OWN]))
     ledger = pipeline.ledger
     expected: list[bytes] = []
     total: Counter[str] = Counter()
@@ -144,7 +147,7 @@ def test_every_frame_ends_in_one_bucket(batches: list[list[Packet]]) -> None:
 @given(st.lists(packets, max_size=9))
 def test_what_is_told_of_each_frame(each: list[Packet]) -> None:
     listener = Eavesdropper()
-    pipeline = Pipeline([listener], LoopGuard([]))
+    pipeline = recording.pipeline([listener], LoopGuard([]))
 
     pipeline.process(ring_batch(each))
 
@@ -164,7 +167,7 @@ def test_both_directions_and_all_segments_of_a_flow_hash_alike() -> None:
     other = outer.frame(outer.ipv4(outer.tcp(b"", 40001, 80), 6, "10.0.0.1", "10.0.0.2"))
     listener = Eavesdropper()
 
-    Pipeline([listener], LoopGuard([])).process(
+    recording.pipeline([listener], LoopGuard([])).process(
         ring_batch([Packet(b"short"), Packet(other), Packet(there), large, Packet(back)])
     )
 
@@ -177,7 +180,7 @@ def test_both_directions_and_all_segments_of_a_flow_hash_alike() -> None:
 @pytest.mark.parametrize("count", [0, 1, 256, 257])
 def test_sizes(count: int) -> None:
     tunnel, sock = recording.tunnel(GRE_TUNNEL)
-    pipeline = Pipeline([tunnel], LoopGuard([OWN]))
+    pipeline = recording.pipeline([tunnel], LoopGuard([OWN]))
     sent = [web(number) for number in range(count)]
 
     pipeline.process(from_packets(sent))
@@ -191,7 +194,7 @@ def test_sizes(count: int) -> None:
 @pytest.mark.parametrize("nothing", [b"short", own_tunnel(web(1))], ids=["short", "own"])
 def test_a_batch_of_which_nothing_remains(nothing: bytes) -> None:
     tunnel, sock = recording.tunnel(GRE_TUNNEL)
-    pipeline = Pipeline([tunnel], LoopGuard([OWN]))
+    pipeline = recording.pipeline([tunnel], LoopGuard([OWN]))
 
     pipeline.process(from_packets([nothing, nothing]))
     pipeline.process(ring_batch([Packet(nothing), Packet(nothing)]))
@@ -211,7 +214,7 @@ def test_a_batch_of_which_nothing_remains(nothing: bytes) -> None:
 def test_the_count_is_exact(batches: list[list[str]], limit: int, has_filter: bool) -> None:
     tunnel, sock = recording.tunnel(GRE_TUNNEL)
     program = compile_filter("tcp") if has_filter else None
-    pipeline = Pipeline([tunnel], LoopGuard([OWN]), program=program, limit=limit)
+    pipeline = recording.pipeline([tunnel], LoopGuard([OWN]), program=program, limit=limit)
     made = {"w": web(1), "d": dns(1), "s": b"short"}
     cloneable = "w" if has_filter else "wd"
     wanted = [made[kind] for batch in batches for kind in batch if kind in cloneable]
@@ -227,7 +230,7 @@ def test_the_count_is_exact(batches: list[list[str]], limit: int, has_filter: bo
 
 def test_the_filter_takes_what_libpcap_takes() -> None:
     tunnel, sock = recording.tunnel(GRE_TUNNEL)
-    pipeline = Pipeline([tunnel], LoopGuard([OWN]), program=compile_filter("udp port 53"))
+    pipeline = recording.pipeline([tunnel], LoopGuard([OWN]), program=compile_filter("udp port 53"))
 
     pipeline.process(from_packets([web(1), dns(1), b"short", web(2), dns(2)]))
     pipeline.process(from_packets([web(1)]))
@@ -240,7 +243,7 @@ def test_the_filter_takes_what_libpcap_takes() -> None:
 
 def test_the_flow_columns_stay_with_their_frames_behind_filter_and_guard() -> None:
     listener = Eavesdropper()
-    pipeline = Pipeline(
+    pipeline = recording.pipeline(
         [listener], LoopGuard([OWN]), program=compile_filter("tcp or proto 47 or vlan")
     )
     tagged = outer.frame(outer.ipv6(outer.udp(b"", 1, 2), 17, "2001:db8::1", "2001:db8::2"), 7)
@@ -258,7 +261,7 @@ def test_the_flow_columns_stay_with_their_frames_behind_filter_and_guard() -> No
 
 def test_snaplen_counts_from_the_frame_on_the_wire() -> None:
     tunnel, sock = recording.tunnel("erspan2://192.0.2.9", mac=b"\x02\0\0\0\0\x09")
-    pipeline = Pipeline([tunnel], LoopGuard([OWN]), snaplen=100)
+    pipeline = recording.pipeline([tunnel], LoopGuard([OWN]), snaplen=100)
     tagged = Packet(web(1), vlan=DOT1Q | 0x2064)
     large = super_packet(4, TCP, 1000, 400, DOT1Q | 7)
 
@@ -282,7 +285,7 @@ def test_what_the_capture_had_cut_stays_marked() -> None:
     batch = from_packets([web(1), web(2)])
     batch.length[0] -= 4
 
-    Pipeline([tunnel], LoopGuard([OWN])).process(batch)
+    recording.pipeline([tunnel], LoopGuard([OWN])).process(batch)
 
     assert [GRE(packet)[ERSPAN_II].t for packet in sock.packets] == [1, 0]
     assert tunnel.ledger.truncated == 1
@@ -292,7 +295,7 @@ def test_every_tunnel_gets_every_clone_whatever_the_others_do() -> None:
     texts = ["gre-ip://192.0.2.7", GRE_TUNNEL, "erspan2://192.0.2.6", "vxlan://192.0.2.8"]
     pairs = [recording.tunnel(text) for text in texts]
     pairs[1][1].fate = lambda _: "no-route"
-    pipeline = Pipeline([tunnel for tunnel, _ in pairs], LoopGuard([OWN]))
+    pipeline = recording.pipeline([tunnel for tunnel, _ in pairs], LoopGuard([OWN]))
     sent = [web(number) for number in range(5)]
 
     pipeline.process(from_packets(sent))
@@ -306,7 +309,7 @@ def test_every_tunnel_gets_every_clone_whatever_the_others_do() -> None:
 
 def test_a_super_packet_that_cannot_be_cut_is_counted_and_passed_on() -> None:
     tunnel, sock = recording.tunnel(GRE_TUNNEL)
-    pipeline = Pipeline([tunnel], LoopGuard([OWN]))
+    pipeline = recording.pipeline([tunnel], LoopGuard([OWN]))
     frame = super_packet(4, TCP, 500, 100).frame
 
     pipeline.process(ring_batch([Packet(frame, Vnet(0, 3, 0, 100, 0, 0))]))  # 3: UFO

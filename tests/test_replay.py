@@ -17,7 +17,6 @@ from tunnelbridge.batch import Batch
 from tunnelbridge.capture.reader import open_capture
 from tunnelbridge.clone.guard import LoopGuard
 from tunnelbridge.errors import UsageError, UserError
-from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.replay import LONGEST_NAP, parse_speed, replay
 
 SECOND = 10**9
@@ -54,7 +53,7 @@ class Listener:
     def is_done(self) -> bool:
         return self.limit is not None and len(self.seen) >= self.limit
 
-    def process(self, batch: Batch) -> None:
+    def process(self, batch: Batch, selection: object = None) -> None:
         assert len(batch)
         since = self.clock.now - 1000.0
         self.seen += [(since, batch.octets(number)) for number in range(len(batch))]
@@ -73,7 +72,7 @@ async def run(path: Path, speed: str, listener: object, stop: asyncio.Event | No
     told: list[int] = []
     capture = open_capture(path)
     stop = stop or asyncio.Event()
-    await replay(capture, listener, parse_speed(speed), stop, told.append)
+    await replay(capture, listener, None, parse_speed(speed), stop, told.append)
     return told
 
 
@@ -176,7 +175,7 @@ async def test_other_link_types_become_frames(clock: Clock, tmp_path: Path) -> N
     packet = numbered(1)[14:]
     cooked = bytes.fromhex("0000 0001 0006 02000a0a0a0a 0000 0800") + packet
     tunnel, sock = recording.tunnel("gre://192.0.2.9")
-    pipeline = Pipeline([tunnel], LoopGuard([]))
+    pipeline = recording.pipeline([tunnel], LoopGuard([]))
 
     await run(pcap_files.write(tmp_path / "x", [packet], linktype=101), "max", pipeline)
     await run(pcap_files.write(tmp_path / "y", [cooked], linktype=113), "max", pipeline)
@@ -191,7 +190,7 @@ async def test_up_to_the_damage(clock: Clock, tmp_path: Path) -> None:
     listener = Listener(clock)
     capture = open_capture(path)
 
-    await replay(capture, listener, None, asyncio.Event(), lambda _: None)
+    await replay(capture, listener, None, None, asyncio.Event(), lambda _: None)
 
     assert [octets for _, octets in listener.seen] == [numbered(1), numbered(2)]
     assert capture.damage

@@ -322,7 +322,7 @@ def test_congested_tunnels_do_not_keep_it_from_ending(
         uvloop.run(asyncio.wait_for(steer(running), 30))
 
     assert time.monotonic() - ended[0] < 2
-    assert all(tunnel._is_hurried for tunnel in running.tunnels)
+    assert all(tunnel._is_hurried for tunnel in running.policy.tunnels)
     assert running.ledger.balances()
     running.report()
     assert '"reason": "SIGINT"' in capsys.readouterr().err

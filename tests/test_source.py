@@ -19,7 +19,6 @@ from tunnelbridge.batch import Batch, from_packets
 from tunnelbridge.clone.guard import LoopGuard
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux.ring import Ring
-from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.source import Direction, InterfaceSource
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -76,11 +75,17 @@ class Mirrored:
 @contextlib.contextmanager
 def mirrored(expression: str = "", direction: Direction = "both") -> Iterator[Mirrored]:
     tunnel, clones = recording.tunnel("gre://192.0.2.9")
-    pipeline = Pipeline([tunnel], LoopGuard([]))
     with lab.namespace() as ns, lab.veth(ns, ns) as (near, far):
-        each = InterfaceSource(near, expression, direction, pipeline)
+        running = recording.pipeline(
+            [tunnel],
+            LoopGuard([]),
+            expression=expression,
+            direction=direction,
+            sources=(near, "lo"),
+        )
+        each = InterfaceSource(near, None, running.inner)
         try:
-            yield Mirrored(ns, near, far, each, pipeline, clones)
+            yield Mirrored(ns, near, far, each, running.inner, clones)
         finally:
             each.detach()
 
@@ -148,7 +153,7 @@ def test_an_interface_without_ethernet() -> None:
 
 
 def test_a_block_is_given_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Batch) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError
 
     with mirrored() as here:
@@ -173,12 +178,12 @@ def test_a_slow_pipeline_does_not_keep_signals_waiting(
 ) -> None:
     now, read = [1000.0], []
 
-    def process(batch: Batch) -> None:
+    def process(batch: Batch, selection: object) -> None:
         read.append(len(batch))
         now[0] += seconds
 
     monkeypatch.setattr(source, "monotonic", lambda: now[0])
-    each = InterfaceSource("any", "", "both", SimpleNamespace(process=process))
+    each = InterfaceSource("any", None, SimpleNamespace(process=process))
     each.ring = SimpleNamespace(read=lambda _: from_packets([numbered(1)]), release=lambda: None)
 
     assert each.read()

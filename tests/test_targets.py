@@ -12,8 +12,19 @@ from tunnelbridge.clone.neighbours import is_member
 from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux.transmit import RawTunnelSocket, UdpTunnelSocket
-from tunnelbridge.targets import open_tunnel, open_tunnels, resolve_targets
+from tunnelbridge.policy.plan import GroupPlan, MemberPlan, Plan, SessionPlan
+from tunnelbridge.policy.policy import Policy
+from tunnelbridge.targets import Target, open_tunnel, resolve_targets
+from tunnelbridge.tunnel import Tunnel
 from tunnelbridge.wire.layer import Kind
+
+
+def open_tunnels(targets: list[Target], mtu: MtuPolicy, snaplen: int | None) -> list[Tunnel]:
+    """Open the tunnels of one session that sends to all of them."""
+    members = tuple(MemberPlan(target.name, (target,)) for target in targets)
+    session = SessionPlan("test", (GroupPlan("test", members),), packet_length=snaplen)
+    return Policy(Plan((session,)), mtu).tunnels
+
 
 MEMBER, MAC = "10.10.10.10", "02:00:0a:0a:0a:0a"
 ARP = [f"{MEMBER}={MAC}"]

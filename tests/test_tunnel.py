@@ -160,7 +160,7 @@ def test_cut_frames_are_marked_and_numbers_leave_no_gap(text: str) -> None:
 
 def test_sequence_numbers_wrap() -> None:
     tunnel, sock = recording.tunnel("gre://192.0.2.9?seq=true")
-    tunnel._numbering._next = 2**32 - 1
+    tunnel._numbering.next = 2**32 - 1
 
     tunnel.send(recording.frames([WEB, WEB, WEB]))
 

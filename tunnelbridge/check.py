@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from tunnelbridge import console
 from tunnelbridge.capture.reader import open_capture
-from tunnelbridge.config.tunnel import MtuPolicy
-from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
+from tunnelbridge.config.tunnel import Ether, MtuPolicy
+from tunnelbridge.interfaces import check_named, patterns
+from tunnelbridge.linux.namespace import in_thread
 from tunnelbridge.linux.netlink import Link, Route, route
 from tunnelbridge.linux.tpacket import open_socket
+from tunnelbridge.policy.plan import GroupPlan, MemberPlan, SessionPlan
+from tunnelbridge.policy.policy import Policy
+from tunnelbridge.policy.programs import common_direction, expression_programs, kernel_program
+from tunnelbridge.policy.wishes import Wishes
 from tunnelbridge.sender import SendOptions
 from tunnelbridge.source import mirrorable, seen_direction
-from tunnelbridge.targets import Target, open_tunnels, resolve_targets
+from tunnelbridge.targets import Target
 from tunnelbridge.tunnel import LARGEST_OUTER
 from tunnelbridge.wire import ethernet
 
@@ -24,45 +30,92 @@ def check(options: SendOptions) -> list[str]:
     """Return the report, line by line; raises UserError for what would stop ``send``."""
     options.validate()
     console.check_writable(options.stats)
-    lines: list[str] = []
-    frame = FULL_FRAME
-    if options.file is not None:
-        open_capture(options.file)
-        compile_filter(options.expression)
-        lines.append(f"source   {options.file}, at {options.speed} speed")
-    for name in options.interfaces:
-        found = mirrorable(name)
-        frame = max(frame, found.mtu + MAC_HEADER)
-        lines.append(_describe_interface(found, options))
-    lines.append(f"filter   {options.expression or 'none: every packet'}")
-    if options.snaplen is not None:
-        lines.append(f"snaplen  {options.snaplen} octets of each frame")
-        frame = min(frame, options.snaplen)
-    targets = resolve_targets(options.to, options.arp, options.fdb)
-    for tunnel in open_tunnels(targets, options.mtu, options.snaplen):
-        tunnel.close()
-    for target in targets:
-        lines += _describe(target, options, frame)
+    wishes = options.wishes()
+    lines, frame = _sources(options, wishes)
+    Policy(wishes.plan, options.mtu or wishes.mtu).close()  # opens what send would open
+    default = options.mtu or wishes.mtu
+    for session in wishes.plan.sessions:
+        cut = session.packet_length
+        longest = frame if cut is None else min(frame, cut)
+        if wishes.mirror is not None:
+            lines += ["", *_describe_session(session)]
+        for group in session.groups:
+            for member in group.members:
+                if wishes.mirror is not None:
+                    lines += ["", _describe_member(group, member)]
+                for target in member.targets:
+                    lines += describe_target(target, default, cut is not None, longest)
+    if wishes.mirror is not None:
+        lines += [f"warning  {warning}" for warning in wishes.mirror.warnings()]
     return lines
 
 
-def _describe_interface(found: Link, options: SendOptions) -> str:
+def _sources(options: SendOptions, wishes: Wishes) -> tuple[list[str], int]:
+    """Describe what is mirrored, and return the longest frame that it may give."""
+    sessions = wishes.plan.sessions
+    frame, lines = FULL_FRAME, []
+    if options.file is not None:
+        open_capture(options.file)
+        expression_programs(sessions, None)
+        lines.append(f"source   {options.file}, at {options.speed} speed")
+    else:
+        check_named(sessions)
+        for pattern in dict.fromkeys(patterns(sessions)):
+            name = pattern.name if pattern.namespace is None else ":".join(map(str, pattern))
+            if pattern.is_glob:
+                lines.append(f"source   {name}, whatever matches while it runs")
+                continue
+            plans = [each for each in sessions if pattern in patterns([each])]
+            describe = partial(_describe_interface, pattern.name, plans)
+            found, line = in_thread(describe, pattern.namespace)
+            lines.append(line if pattern.namespace is None else f"{line}, in {pattern.namespace}")
+            frame = max(frame, found.mtu + MAC_HEADER)
+    if wishes.mirror is None:
+        lines.append(f"filter   {options.expression or 'none: every packet'}")
+        if options.snaplen is not None:
+            lines.append(f"snaplen  {options.snaplen} octets of each frame")
+    return lines, frame
+
+
+def _describe_interface(name: str, plans: list[SessionPlan]) -> tuple[Link, str]:
     """Describe an interface; its socket is opened as ``send`` does, but it captures nothing."""
-    direction = seen_direction(found, options.direction)
-    program = compile_filter(options.expression, interface=found.name)
-    open_socket(found.name, refuse_marked(program, direction=direction), False).close()
+    found = mirrorable(name)
+    wanted = common_direction(plans)
+    direction = seen_direction(found, wanted)
+    program = kernel_program(plans, expression_programs(plans, name), name, direction)
+    open_socket(found.name, program, False).close()
     state = "up" if found.up else "DOWN: nothing will be seen until it is up"
-    why = "" if direction == options.direction else " (loopback shows each packet twice)"
-    return f"source   {found.name}, MTU {found.mtu}, {state}, direction {direction}{why}"
+    why = "" if direction == wanted else " (loopback shows each packet twice)"
+    return found, f"source   {found.name}, MTU {found.mtu}, {state}, direction {direction}{why}"
 
 
-def _describe(target: Target, options: SendOptions, frame: int) -> list[str]:
-    """Describe one target: its chain, its route, and the fate of a full-size frame."""
-    policy, stack = target.plan(options.mtu, options.snaplen)
+def _describe_session(session: SessionPlan) -> list[str]:
+    kind = "policy" if session.is_stateful else "session"
+    state = "" if session.enabled else " (disabled)"
+    lines = [
+        f"{kind:8s} {session.name}{state}: priority {session.priority},"
+        f" sources {', '.join(session.sources)}"
+    ]
+    lines.append(f"         filter {session.filter or session.expression or 'none: every packet'}")
+    if session.packet_length is not None:
+        lines.append(f"         {session.packet_length} octets of each frame")
+    return lines
+
+
+def _describe_member(group: GroupPlan, member: MemberPlan) -> str:
+    weight = f", weight {member.weight}" if member.weight != 1 else ""
+    return f"member   {member.ip} of {group.name} ({group.distribution}){weight}"
+
+
+def describe_target(target: Target, default: MtuPolicy, may_cut: bool, frame: int) -> list[str]:
+    """Describe one target: its chain, its route, and the fate of a frame of that length."""
+    policy, stack = target.plan(default, may_cut)
     lines = ["", f"tunnel   {target.name}"]
-    if target.member is not None:
+    if target.mac:
         mac = target.mac.hex(":")
         lines.append(f"         static ARP: {target.member} is at {mac}; clones go to {mac}")
+    if isinstance(target.spec, Ether):
+        return [*lines, f"         on layer 2 by {target.spec.remote}"]
     way = route(target.remote)
     lines.append(f"         {_route_in_words(target, way)}")
     overhead = target.ip_header + stack.overhead

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tunnelbridge import cli_config, cli_control
 from tunnelbridge.command_line import Count, Duration, Stats, Verbose, run
 
 if TYPE_CHECKING:
@@ -24,11 +25,30 @@ app = typer.Typer(
 
 Interfaces = Annotated[
     list[str] | None,
-    typer.Option("-i", "--interface", metavar="IFACE", help="Mirror this interface; repeatable."),
+    typer.Option(
+        "-i",
+        "--interface",
+        metavar="[NETNS:]IFACE",
+        help="Mirror this interface, or all that match a glob (veth*), or any; repeatable.",
+    ),
 ]
 File = Annotated[
     Path | None,
     typer.Option("-r", "--read", metavar="FILE", help="Send the packets of a pcap or pcapng file."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Sessions, filters, pools and tables in a TOML file, in place of options.",
+    ),
+]
+Control = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Socket for show, enable, disable and reload (default: one named like --config's file).",
+    ),
 ]
 To = Annotated[
     list[str] | None,
@@ -57,8 +77,10 @@ Snaplen = Annotated[
     typer.Option(metavar="N", min=14, max=262144, help="Clone only the first N octets of a frame."),
 ]
 Mtu = Annotated[
-    Literal["fragment", "truncate", "drop"],
-    typer.Option(help="What to do with a clone that the path's MTU cannot carry whole."),
+    Literal["fragment", "truncate", "drop"] | None,
+    typer.Option(
+        help="What to do with a clone that the path's MTU cannot carry whole (default: fragment)."
+    ),
 ]
 Speed = Annotated[str, typer.Option(metavar="original|max|PPS", help="With -r: how fast to send.")]
 
@@ -66,17 +88,19 @@ Speed = Annotated[str, typer.Option(metavar="original|max|PPS", help="With -r: h
 def _options(
     interface: Interfaces = None,
     read: File = None,
+    config: Config = None,
     to: To = None,
     arp: Arp = None,
     fdb: Fdb = None,
     filter_: Filter = "",
     direction: Direction = "both",
     snaplen: Snaplen = None,
-    mtu: Mtu = "fragment",
+    mtu: Mtu = None,
     speed: Speed = "original",
     count: Count = None,
     duration: Duration = None,
     stats: Stats = None,
+    control: Control = None,
     verbose: Verbose = False,
 ) -> Any:  # typer evaluates annotations; SendOptions comes late, so that --help is quick
     from tunnelbridge.config.tunnel import MtuPolicy
@@ -85,17 +109,19 @@ def _options(
     return SendOptions(
         interfaces=interface or (),
         file=read,
+        config=config,
         to=to or (),
         arp=arp or (),
         fdb=fdb or (),
         expression=filter_,
         direction=direction,
         snaplen=snaplen,
-        mtu=MtuPolicy(mtu),
+        mtu=None if mtu is None else MtuPolicy(mtu),
         speed=speed,
         count=count,
         duration=duration,
         stats=stats,
+        control=control,
         verbose=verbose,
     )
 
@@ -127,6 +153,43 @@ def check(options: SendOptions) -> None:
     from tunnelbridge.check import check as report
 
     typer.echo("\n".join(report(options)))
+
+
+@app.command()
+def explain(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="The configuration to explain by.")],
+    packet: Annotated[
+        str | None,
+        typer.Argument(metavar="PACKET", help="As 'tcp 192.0.2.1:1234 > 198.51.100.2:80'."),
+    ] = None,
+    read: Annotated[
+        Path | None,
+        typer.Option("-r", "--read", metavar="FILE", help="Take the packet from a capture file."),
+    ] = None,
+    number: Annotated[
+        int, typer.Option("-n", metavar="K", min=1, help="With -r: which packet, from 1.")
+    ] = 1,
+    direction: Annotated[
+        Literal["in", "out"] | None,
+        typer.Option(help="How it passes the source (default: in, or what the file says)."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "-i", "--interface", metavar="[NETNS:]IFACE",
+            help="The interface it is seen on; without it, any that a session names.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Say what becomes of one packet: session, rule, pool, member, ARP, FDB, tunnel, route, MTU."""
+    from tunnelbridge import explain as explaining
+
+    options = explaining.ExplainOptions(config, packet, read, number, direction, source)
+    typer.echo("\n".join(explaining.explain(options)))
+
+
+cli_control.register(app)
+cli_config.register(app)
 
 
 def main() -> None:

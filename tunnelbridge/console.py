@@ -93,7 +93,10 @@ def rate(count: float, unit: str) -> str:
 def report(ledger: Mapping[str, Any], reason: str) -> None:
     """Write the closing ledger to standard error: lines for people, or JSON log lines."""
     lists = {name: value for name, value in ledger.items() if isinstance(value, list)}
-    totals = {name: value for name, value in ledger.items() if name not in lists}
+    for each in ("sessions", "sources"):  # the only one has the numbers of the whole
+        if len(lists.get(each, ())) == 1:
+            del lists[each]
+    totals = {name: value for name, value in ledger.items() if not isinstance(value, list)}
     if not sys.stderr.isatty():
         logger = structlog.get_logger()
         logger.info("done", reason=reason, **totals)
@@ -118,7 +121,7 @@ def report(ledger: Mapping[str, Any], reason: str) -> None:
 def _in_words(entry: Mapping[str, Any]) -> str:
     """Return ``name: received 4, sent 4``, leaving out what did not happen."""
     texts = [str(value) for value in entry.values() if isinstance(value, str)]
-    counts = {name: value for name, value in entry.items() if not isinstance(value, str)}
+    counts = {name: value for name, value in entry.items() if not isinstance(value, str | list)}
     words: list[str] = []
     for name, value in counts.items():
         if isinstance(value, Mapping):

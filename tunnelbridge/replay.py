@@ -14,6 +14,7 @@ from tunnelbridge.capture.ethernet import as_ethernet
 from tunnelbridge.capture.reader import Capture
 from tunnelbridge.errors import UsageError
 from tunnelbridge.pipeline import Pipeline
+from tunnelbridge.policy.selection import Selection
 
 NANOSECONDS: Final = 1_000_000_000
 LONGEST_NAP: Final = 0.05
@@ -42,6 +43,7 @@ def parse_speed(text: str) -> float | None:
 async def replay(
     capture: Capture,
     pipeline: Pipeline,
+    selection: Selection,
     speed: float | None,
     stop: asyncio.Event,
     advance: Callable[[int], None],
@@ -64,7 +66,7 @@ async def replay(
             elapsed = int((clock() - began) * NANOSECONDS)
             ready = int(np.searchsorted(due, elapsed, side="right"))
             if ready > done:
-                pipeline.process(batch.select(np.arange(done, ready)))
+                pipeline.process(batch.select(np.arange(done, ready)), selection)
                 done = ready
                 advance(offset + (capture.offset - offset) * done // count)
                 await asyncio.sleep(0)

@@ -1,7 +1,8 @@
 """``tunnelbridge send``: sources, pipeline and tunnels under one uvloop.
 
 The loop owns the edges only: a ring that has a block ready, a link that came or went, signals, the
-once-a-second look at counters and path MTUs. A batch goes through ``pipeline`` without awaiting.
+control socket, the once-a-second look at counters and path MTUs. A batch goes through ``pipeline``
+without awaiting.
 """
 
 from __future__ import annotations
@@ -20,20 +21,27 @@ import uvloop
 
 from tunnelbridge import console
 from tunnelbridge.capture.reader import open_capture
-from tunnelbridge.clone.guard import LoopGuard
+from tunnelbridge.clone.rules import Direction
 from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.interfaces import Interfaces, check_named
 from tunnelbridge.ledger import SenderLedger
-from tunnelbridge.linux.libpcap import compile_filter
-from tunnelbridge.linux.links import LinkMonitor
+from tunnelbridge.linux.libc import Program
 from tunnelbridge.linux.ring import Ring
+from tunnelbridge.operation import Operation
 from tunnelbridge.pipeline import Pipeline
+from tunnelbridge.policy.clients import Clients
+from tunnelbridge.policy.policy import Policy
+from tunnelbridge.policy.programs import expression_programs
+from tunnelbridge.policy.selection import Selection
+from tunnelbridge.policy.wishes import Wishes, from_file, from_options
 from tunnelbridge.replay import parse_speed, replay
-from tunnelbridge.source import LONGEST_READ, Direction, InterfaceSource, mirrorable
-from tunnelbridge.targets import open_tunnels, resolve_targets
+from tunnelbridge.source import LONGEST_READ, InterfaceSource
 from tunnelbridge.watch import LossWatch
 
 TICK: Final = 1.0
+REFRESH: Final = 60
+"""Ticks after which conntrack is asked for all its connections again."""
 DRAIN: Final = 0.25
 """Seconds to wait for the rings' last blocks; they are handed over within a few milliseconds."""
 DRAIN_STEP: Final = 0.003
@@ -47,25 +55,31 @@ class SendOptions:
 
     interfaces: Sequence[str] = ()
     file: Path | None = None
+    config: Path | None = None
     to: Sequence[str] = ()
     arp: Sequence[str] = ()
     fdb: Sequence[str] = ()
     expression: str = ""
     direction: Direction = "both"
     snaplen: int | None = None
-    mtu: MtuPolicy = MtuPolicy.FRAGMENT
+    mtu: MtuPolicy | None = None
     speed: str = "original"
     count: int | None = None
     duration: float | None = None
     stats: str | None = None
+    control: Path | None = None
     verbose: bool = False
     speed_value: float | None = field(init=False, default=None)
 
     def validate(self) -> None:
         """Refuse what does not fit together; raises UsageError."""
-        if bool(self.interfaces) == (self.file is not None):
-            raise UsageError("give interfaces (-i) or a capture file (-r), one of them")
-        if not self.to:
+        if self.config is not None:
+            self._refuse_beside_config()
+        elif bool(self.interfaces) == (self.file is not None):
+            raise UsageError(
+                "give interfaces (-i) or a capture file (-r), one of them; or --config FILE"
+            )
+        elif not self.to:
             raise UsageError(
                 "give at least one target: --to TUNNEL, or --to IP with --arp and --fdb"
             )
@@ -73,9 +87,31 @@ class SendOptions:
             raise UsageError("an interface is named twice")
         if self.file is not None and self.direction != "both":
             raise UsageError("--direction chooses among an interface's packets, not a file's (-r)")
-        if self.interfaces and self.speed != "original":
+        if self.file is None and self.speed != "original":
             raise UsageError("--speed paces a file (-r); packets of -i are cloned as they come")
         self.speed_value = parse_speed(self.speed)
+
+    def _refuse_beside_config(self) -> None:
+        for given, option in (
+            (self.interfaces, "-i"),
+            (self.to, "--to"),
+            (self.arp, "--arp"),
+            (self.fdb, "--fdb"),
+            (self.expression, "--filter"),
+            (self.direction != "both", "--direction"),
+            (self.snaplen, "--snaplen"),
+        ):
+            if given:
+                raise UsageError(f"{option} stands in the file of --config: leave out one of them")
+
+    def wishes(self) -> Wishes:
+        """Return what is to be done; raises UsageError and UserError."""
+        if self.config is not None:
+            return from_file(self.config)
+        return from_options(
+            self.interfaces, self.to, self.arp, self.fdb,
+            expression=self.expression, direction=self.direction, snaplen=self.snaplen,
+        )  # fmt: skip
 
 
 class Sender:
@@ -90,19 +126,20 @@ class Sender:
         self._stop = asyncio.Event()
         self._reason = ""
         self._failure: BaseException | None = None
-        targets = resolve_targets(options.to, options.arp, options.fdb)
-        for name in options.interfaces:
-            mirrorable(name)
-        program = None
-        if options.file is not None and options.expression:
-            program = compile_filter(options.expression)
-        guard = LoopGuard([target.signature() for target in targets])
-        self.tunnels = open_tunnels(targets, options.mtu, options.snaplen)
-        self.pipeline = Pipeline(self.tunnels, guard, options.snaplen, program, options.count)
-        self._sources = [
-            InterfaceSource(name, options.expression, options.direction, self.pipeline)
-            for name in options.interfaces
-        ]
+        wishes = options.wishes()
+        self._programs: dict[int, Program] = {}
+        if options.file is None:
+            check_named(wishes.plan.sessions)
+        else:
+            enabled = [each for each in wishes.plan.sessions if each.enabled]
+            self._programs = expression_programs(enabled, None)
+        clients = Clients() if options.file is None else None  # a file's packets are of elsewhere
+        self.policy = Policy(wishes.plan, options.mtu or wishes.mtu, clients)
+        self.pipeline = Pipeline(self.policy, options.count)
+        self.interfaces = Interfaces(self.pipeline, self._listen, self._unlisten)
+        self.operation = Operation(
+            wishes, self.policy, self.interfaces, options.config, options.control
+        )
         self._watch = LossWatch()
         self._last = (0, 0)
 
@@ -119,14 +156,16 @@ class Sender:
         loop = asyncio.get_running_loop()
         former = loop.get_exception_handler()
         loop.set_exception_handler(self._on_exception)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
         if self.options.duration is not None:
             loop.call_later(self.options.duration, self._end, "duration")
         ticker = asyncio.create_task(self._tick())
-        ticker.add_done_callback(self._on_tick_end)
+        ticker.add_done_callback(self._on_task_end)
         try:
+            await self.operation.start()
             if self.options.file is not None:
                 await self._send_file(self.options.file)
             else:
@@ -135,12 +174,20 @@ class Sender:
             self._fail(error)
         finally:
             ticker.cancel()
-            for tunnel in self.tunnels:
-                tunnel.close()
+            await self.operation.close()
+            self.policy.close()
             self._line.clear()
             loop.set_exception_handler(former)
         if self._failure is not None:
             raise self._failure
+
+    def _on_hangup(self) -> None:
+        """Reload the configuration; without one a closed terminal ends the program."""
+        if self.options.config is None:
+            self._end("SIGHUP")
+            return
+        reloading = asyncio.create_task(self.operation.reload_and_tell())
+        reloading.add_done_callback(self._on_task_end)
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Take what a callback raised, which the loop would only log."""
@@ -150,8 +197,8 @@ class Sender:
         else:
             loop.default_exception_handler(context)
 
-    def _on_tick_end(self, ticker: asyncio.Task[None]) -> None:
-        if not ticker.cancelled() and (error := ticker.exception()) is not None:
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -166,36 +213,32 @@ class Sender:
 
     async def _send_file(self, path: Path) -> None:
         capture = open_capture(path)
+        selection = Selection(self.policy.for_file(), self._programs)
         with console.progress(capture.total_octets, path.name) as advance:
-            await replay(capture, self.pipeline, self.options.speed_value, self._stop, advance)
+            await replay(
+                capture, self.pipeline, selection, self.options.speed_value, self._stop, advance
+            )
         if self.pipeline.is_done:
             self._end("count")
         if capture.damage:
             self._log.warning(f"{path}: {capture.damage}")
 
     async def _send_interfaces(self, loop: asyncio.AbstractEventLoop) -> None:
-        monitor = LinkMonitor(
-            lambda event: _quietly(loop.call_soon_threadsafe, self._on_link, loop, event.name)
-        )
         try:
-            for source in self._sources:
-                self._listen(loop, source)
-            monitor.start()
+            self.interfaces.start(loop)
             self._tell_unmarked()
             self._log.info(
                 "cloning",
-                sources=list(self.options.interfaces),
-                tunnels=[tunnel.ledger.name for tunnel in self.tunnels],
+                sources=[source.ledger.name for source in self.interfaces.sources],
+                tunnels=[tunnel.ledger.name for tunnel in self.policy.tunnels],
             )
             await self._stop.wait()
             await self._drain(loop)
         finally:
-            monitor.close()
-            for source in self._sources:
-                self._unlisten(loop, source)
+            self.interfaces.close()
 
     def _tell_unmarked(self) -> None:
-        for tunnel in self.tunnels:
+        for tunnel in self.policy.tunnels:
             if not tunnel.is_marked:
                 self._log.warning(
                     "clones are not marked (that needs CAP_NET_ADMIN): other captures on this host"
@@ -203,66 +246,60 @@ class Sender:
                     to=tunnel.ledger.name,
                 )
 
-    def _listen(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
-        ring = source.attach() if source.ring is None else source.ring
-        loop.add_reader(ring.fileno(), self._on_readable, loop, source)
-
-    def _unlisten(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
+    def _listen(self, source: InterfaceSource) -> None:
         if source.ring is not None:
-            loop.remove_reader(source.ring.fileno())
-            source.detach()
+            asyncio.get_running_loop().add_reader(
+                source.ring.fileno(), self._on_readable, source, source.ring
+            )
 
-    def _on_readable(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource) -> None:
-        ring, began = source.ring, monotonic()
-        if self._stop.is_set() or ring is None:
+    def _unlisten(self, source: InterfaceSource) -> None:
+        if source.ring is not None:
+            asyncio.get_running_loop().remove_reader(source.ring.fileno())
+
+    def _on_readable(self, source: InterfaceSource, ring: Ring) -> None:
+        loop, began = asyncio.get_running_loop(), monotonic()
+        if self._stop.is_set() or source.ring is not ring:
             return
         if not source.read():
             loop.remove_reader(ring.fileno())
-            self._listen(loop, source)
+            self._listen(source)
         elif monotonic() - began > LONGEST_READ:
             loop.remove_reader(ring.fileno())
-            loop.call_later(BREATH, self._resume, loop, source, ring)
+            loop.call_later(BREATH, self._resume, source, ring)
         if self.pipeline.is_done:
             self._end("count")
 
-    def _resume(self, loop: asyncio.AbstractEventLoop, source: InterfaceSource, ring: Ring) -> None:
+    def _resume(self, source: InterfaceSource, ring: Ring) -> None:
         if source.ring is ring and not self._stop.is_set():
-            self._listen(loop, source)
-
-    def _on_link(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
-        """Follow an interface that vanishes and comes back under the same name."""
-        for source in self._sources:
-            if source.name != name or self._stop.is_set() or not source.is_stale():
-                continue
-            if source.ring is not None:
-                self._log.warning("interface is gone, waiting for it", interface=name)
-                source.read()
-                self._unlisten(loop, source)
-            if source.is_stale() and source.reattach():
-                self._listen(loop, source)
+            self._listen(source)
 
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         """Accept nothing more, then send what the rings still hold."""
-        for source in self._sources:
+        for source in self.interfaces.sources:
             if source.ring is not None:
                 loop.remove_reader(source.ring.fileno())
                 source.ring.stop()
-        for tunnel in self.tunnels:
+        for tunnel in self.policy.tunnels:
             tunnel.hurry()
         deadline = monotonic() + DRAIN  # a loop's own time stands still in a callback
-        while any(source.pending() for source in self._sources) and monotonic() < deadline:
+        while (
+            any(source.pending() for source in self.interfaces.sources) and monotonic() < deadline
+        ):
             await asyncio.sleep(DRAIN_STEP)
-            for source in self._sources:
+            for source in self.interfaces.sources:
                 if monotonic() < deadline:
                     source.read()
 
     async def _tick(self) -> None:
+        ticks = 0
         while True:
             await asyncio.sleep(TICK)
-            for source in self._sources:
-                source.count_drops()
-                self._on_link(asyncio.get_running_loop(), source.name)  # events can be lost
-            for tunnel in self.tunnels:
+            if not self._stop.is_set():
+                self.interfaces.look()
+            ticks += 1
+            if ticks % REFRESH == 0 and self.policy.clients is not None:
+                self.policy.clients.refresh()
+            for tunnel in self.policy.tunnels:
                 with contextlib.suppress(UserError, OSError):  # no route now: sending counts it
                     tunnel.refresh()
             self._watch.look(self.ledger.tunnels)
@@ -275,7 +312,7 @@ class Sender:
                 kernel_dropped=ledger.kernel_dropped,
                 refused=dict(ledger.refused),
                 cloned=ledger.cloned,
-                path_mtu={tunnel.ledger.name: tunnel.path_mtu for tunnel in self.tunnels},
+                path_mtu={each.ledger.name: each.path_mtu for each in self.policy.tunnels},
             )
 
     def _show_rate(self) -> None:
@@ -292,7 +329,7 @@ class Sender:
         )
 
     def _write_stats(self) -> None:
-        for source in self._sources:
+        for source in self.interfaces.sources:
             source.count_drops()
         with contextlib.suppress(UserError):
             console.write_snapshot(self.options.stats, self.ledger.as_dict())
@@ -302,12 +339,6 @@ class Sender:
         ledger = self.ledger.as_dict()
         console.report(ledger, self._reason or "end of file")
         console.write_stats(self.options.stats, ledger)
-
-
-def _quietly(call: object, *arguments: object) -> None:
-    """Post to a loop that may have closed meanwhile."""
-    with contextlib.suppress(RuntimeError):
-        call(*arguments)  # type: ignore[operator]
 
 
 def send(options: SendOptions) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from time import monotonic
-from typing import Final, Literal
+from collections.abc import Callable
+from time import monotonic, time_ns
+from typing import Final, TypeVar
 
 import structlog
 
+from tunnelbridge.clone.rules import Direction
 from tunnelbridge.errors import UserError
-from tunnelbridge.ledger import SenderLedger
+from tunnelbridge.ledger import SourceLedger
 from tunnelbridge.linux.libc import Program
-from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
+from tunnelbridge.linux.namespace import in_thread
 from tunnelbridge.linux.netlink import Link, link
 from tunnelbridge.linux.ring import Ring
 from tunnelbridge.linux.tpacket import find_interface, interface_index
 from tunnelbridge.pipeline import Pipeline
+from tunnelbridge.policy.programs import common_direction, expression_programs, kernel_program
+from tunnelbridge.policy.selection import Selection
 
-Direction = Literal["both", "in", "out"]
+T = TypeVar("T")
+SETTLING: Final = 1_000_000
+"""Nanoseconds after which a new filter has surely been applied to every packet that comes."""
 BLOCKS_AT_ONCE: Final = 32
 """Blocks that may go into one batch."""
 BATCHES_AT_ONCE: Final = 4
@@ -44,41 +50,70 @@ def seen_direction(found: Link, direction: Direction) -> Direction:
 
 
 class InterfaceSource:
-    """Reads an interface's ring into the pipeline; survives the interface."""
+    """Reads an interface's ring into the pipeline; survives the interface.
 
-    def __init__(
-        self, name: str, expression: str, direction: Direction, pipeline: Pipeline
-    ) -> None:
+    Args:
+        name: the interface.
+        namespace: the network namespace it is in, by name; None for our own.
+        pipeline: takes the batches.
+
+    """
+
+    def __init__(self, name: str, namespace: str | None, pipeline: Pipeline) -> None:
         self.name = name
-        self._expression = expression
-        self._direction = direction
+        self.namespace = namespace
+        self.ledger = SourceLedger(name if namespace is None else f"{namespace}:{name}")
+        self.ring: Ring | None = None
         self._pipeline = pipeline
+        self._selection = Selection((), {})
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._seen = 0
         self._dropped = 0
         self._is_down = False
         self._index: int | None = None
-        self.ring: Ring | None = None
 
     def attach(self) -> Ring:
         """Open the ring; raises UserError where the interface or the right to it is missing."""
-        direction = seen_direction(mirrorable(self.name), self._direction)
-        self.ring = Ring(
-            self.name, program=self._program(direction), ignore_outgoing=direction == "in"
-        )
+        self.ring = self._inside(self._open)
         self._seen = self._dropped = 0
         self._is_down = False
-        self._index = interface_index(self.name)
         return self.ring
+
+    def _open(self) -> Ring:
+        program, direction = self._select(exact_from=0)
+        self._index = interface_index(self.name)
+        return Ring(self.name, program=program, ignore_outgoing=direction == "in")
+
+    def _select(self, exact_from: int) -> tuple[Program, Direction]:
+        """Let the sessions of now decide; return the kernel's part and the direction to capture."""
+        found = mirrorable(self.name)
+        sessions = self._pipeline.policy.for_source(self.namespace, self.name)
+        plans = [session.plan for session in sessions]
+        direction = seen_direction(found, common_direction(plans))
+        expressions = expression_programs(plans, self.name)
+        program = kernel_program(plans, expressions, self.name, direction)
+        self._selection = Selection(sessions, expressions, exact_from)
+        return program, direction
+
+    def follow_policy(self) -> None:
+        """Take over what sessions are now; packets that are in the ring already are decided again."""
+        if self.ring is not None:
+            program, _ = self._inside(lambda: self._select(time_ns() + SETTLING))
+            self.ring.set_filter(program)
+
+    def _inside(self, work: Callable[[], T]) -> T:
+        return work() if self.namespace is None else in_thread(work, self.namespace)
 
     def is_stale(self) -> bool:
         """Tell whether the interface of this name is another one now, or is there again, or gone."""
-        return self._index != find_interface(self.name)
+        return self._index != self.find()
 
-    def _program(self, direction: Direction) -> Program:
-        return refuse_marked(
-            compile_filter(self._expression, interface=self.name), direction=direction
-        )
+    def find(self) -> int | None:
+        """Return the index of the interface of this name, None where there is none now."""
+        try:
+            return self._inside(lambda: find_interface(self.name))
+        except UserError:  # the namespace is gone
+            return None
 
     def read(self) -> bool:
         """Take the ready blocks through the pipeline.
@@ -103,8 +138,10 @@ class InterfaceSource:
                 self._is_down = False
                 self._log.info("interface is up again", interface=self.name)
             self._seen += len(batch)
+            self.ledger.received += len(batch)
+            self.ledger.octets += int(batch.wire_length.sum())
             try:
-                self._pipeline.process(batch)
+                self._pipeline.process(batch, self._selection)
             finally:
                 ring.release()
             if monotonic() - began > LONGEST_READ:
@@ -136,9 +173,9 @@ class InterfaceSource:
 
     def _account(self, drops: int) -> None:
         self._dropped += drops
-        ledger: SenderLedger = self._pipeline.ledger
-        ledger.kernel_dropped += drops
-        ledger.received += drops
+        for ledger in (self._pipeline.ledger, self.ledger):
+            ledger.kernel_dropped += drops
+            ledger.received += drops
 
     def reattach(self) -> bool:
         """Open the ring on an interface that is there again; False if it went away at once."""
@@ -146,5 +183,4 @@ class InterfaceSource:
             self.attach()
         except UserError:
             return False
-        self._log.info("interface is back", interface=self.name)
         return True

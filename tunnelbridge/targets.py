@@ -5,19 +5,19 @@ A target is a tunnel, or a pool member's address that static ARP and FDB lead to
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tunnelbridge.clone.guard import Signature
 from tunnelbridge.clone.neighbours import Neighbours, is_member
-from tunnelbridge.config.tunnel import MtuPolicy, Outer, parse_tunnel
+from tunnelbridge.config.tunnel import Ether, MtuPolicy, Outer, parse_tunnel
 from tunnelbridge.errors import UsageError
 from tunnelbridge.linux.endpoint import Endpoint
 from tunnelbridge.linux.names import resolve_host
 from tunnelbridge.linux.privileges import effective_capabilities
 from tunnelbridge.linux.transmit import RawTunnelSocket, TunnelSocket, UdpTunnelSocket
+from tunnelbridge.linux.wire_socket import WireSocket
 from tunnelbridge.tunnel import Numbering, Tunnel
 from tunnelbridge.wire import ipv4, ipv6
 from tunnelbridge.wire.encapsulation import UDP_PROTOCOL, Encapsulation
@@ -31,14 +31,21 @@ class Target:
     name: str
     spec: Outer
     remote: str
-    """The far end as an IP literal."""
+    """The far end as an IP literal; of clones that stay on layer 2 the interface."""
     member: str | None = None
     mac: bytes = b""
     """What clones get as destination MAC; empty for none."""
 
     @property
+    def is_ether(self) -> bool:
+        """Clones leave by an interface as plain frames."""
+        return isinstance(self.spec, Ether)
+
+    @property
     def ip_header(self) -> int:
-        """Octets of the outer IP header."""
+        """Octets of the outer IP header; 0 on layer 2."""
+        if self.is_ether:
+            return 0
         version = ipaddress.ip_address(self.remote).version
         header = ipv6.HEADER if version == 6 else ipv4.HEADER
         return int(header.itemsize)
@@ -47,14 +54,18 @@ class Target:
         """Return the outer headers, with the rewritten MAC address behind them."""
         return replace(self.spec.encapsulation(may_cut), suffix=self.mac)
 
-    def plan(self, default: MtuPolicy, snaplen: int | None) -> tuple[MtuPolicy, Encapsulation]:
+    def plan(self, default: MtuPolicy, may_cut: bool) -> tuple[MtuPolicy, Encapsulation]:
         """Return the MTU policy in force and the outer headers that go with it."""
         policy = self.spec.mtu or default
-        return policy, self.encapsulation(snaplen is not None or policy is MtuPolicy.TRUNCATE)
+        if self.is_ether and policy is MtuPolicy.FRAGMENT:
+            policy = MtuPolicy.DROP  # frames cannot be fragmented
+        return policy, self.encapsulation(may_cut or policy is MtuPolicy.TRUNCATE)
 
     def signature(self) -> Signature:
         """Return what the loop guard looks for."""
         stack = self.spec.encapsulation(may_cut=False)
+        if self.is_ether:
+            return Signature(self.remote, stack.kind, mac=self.mac)
         return Signature(self.remote, stack.kind, stack.port, stack.identifier)
 
 
@@ -71,12 +82,12 @@ def resolve_targets(to: Sequence[str], arp: Sequence[str], fdb: Sequence[str]) -
                 " the far end could not tell them apart; give one another identifier"
             )
         seen[identity] = target.name
-    _refuse_a_port_of_two_kinds(targets)
+    refuse_a_port_of_two_kinds(targets)
     _refuse_unused(to, neighbours)
     return targets
 
 
-def _refuse_a_port_of_two_kinds(targets: list[Target]) -> None:
+def refuse_a_port_of_two_kinds(targets: Sequence[Target]) -> None:
     """Let the loop guard tell by the port what is behind it."""
     known: dict[int, tuple[Kind, str]] = {}
     for target in targets:
@@ -110,7 +121,7 @@ def _refuse_unused(to: Sequence[str], neighbours: Neighbours) -> None:
 def _target(text: str, neighbours: Neighbours) -> Target:
     if not is_member(text):
         spec = parse_tunnel(text)
-        return Target(text, spec, _far_end(text, spec))
+        return Target(text, spec, far_end(text, spec))
     adjacency = neighbours.resolve(text)
     spec = parse_tunnel(adjacency.tunnel)
     if spec.encapsulation(may_cut=False).bare_ip:
@@ -119,10 +130,13 @@ def _target(text: str, neighbours: Neighbours) -> Target:
             " that carries Ethernet, or there is no MAC address to rewrite"
         )
     name = f"{text} via {adjacency.tunnel}"
-    return Target(name, spec, _far_end(name, spec), text, adjacency.mac)
+    return Target(name, spec, far_end(name, spec), text, adjacency.mac)
 
 
-def _far_end(name: str, spec: Outer) -> str:
+def far_end(name: str, spec: Outer) -> str:
+    """Return the far end as an IP literal, or an interface; raises UserError and UsageError."""
+    if isinstance(spec, Ether):
+        return spec.remote
     remote = resolve_host(spec.remote)
     if ipaddress.ip_address(remote).is_unspecified:
         raise UsageError(f"tunnel {name}: {remote} is nobody's address: name the far end's")
@@ -140,26 +154,11 @@ def endpoint(target: Target) -> Endpoint:
     )
 
 
-def open_tunnels(
-    targets: Sequence[Target], default: MtuPolicy, snaplen: int | None
-) -> list[Tunnel]:
-    """Open all targets' sockets, or none; members behind one tunnel share its sequence numbers."""
-    numberings: dict[Signature, Numbering] = {}
-    tunnels: list[Tunnel] = []
-    with contextlib.ExitStack() as opening:
-        for target in targets:
-            numbering = numberings.setdefault(target.signature(), Numbering())
-            tunnels.append(open_tunnel(target, default, snaplen, numbering))
-            opening.callback(tunnels[-1].close)
-        opening.pop_all()
-    return tunnels
-
-
 def open_tunnel(
-    target: Target, default: MtuPolicy, snaplen: int | None, numbering: Numbering | None = None
+    target: Target, default: MtuPolicy, may_cut: bool, numbering: Numbering | None = None
 ) -> Tunnel:
     """Open a target's socket: raw where the process may, otherwise plain UDP for UDP formats."""
-    policy, stack = target.plan(default, snaplen)
+    policy, stack = target.plan(default, may_cut)
     return Tunnel(
         target.name,
         stack,
@@ -171,6 +170,8 @@ def open_tunnel(
 
 
 def _open_socket(target: Target, stack: Encapsulation) -> TunnelSocket:
+    if target.is_ether:
+        return WireSocket(target.remote)
     may_be_raw = "CAP_NET_RAW" in effective_capabilities()
     if stack.ip_protocol == UDP_PROTOCOL and stack.port is not None and not may_be_raw:
         return UdpTunnelSocket(endpoint(target), stack.port)

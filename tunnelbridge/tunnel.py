@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
 from tunnelbridge.batch import Batch, Column, Flags
 from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.ledger import TunnelLedger
-from tunnelbridge.linux.transmit import TunnelSocket
+from tunnelbridge.linux.endpoint import Endpoint
+from tunnelbridge.linux.pushing import Sent
+from tunnelbridge.restore import vlan
 from tunnelbridge.wire import ethernet
-from tunnelbridge.wire.encapsulation import Encapsulation
+from tunnelbridge.wire.encapsulation import Encapsulation, Rows
 from tunnelbridge.wire.layer import Clones
 from tunnelbridge.wire.reasons import Reason
 
@@ -32,8 +34,10 @@ class Frames:
     header_length: Column
     """Octets of the MAC header with its tags."""
     entropy: Column
+    origin: Column
+    """Which row of the captured batch each frame was cut from."""
 
-    def select(self, index: Column) -> Frames:
+    def select(self, index: Column | Flags) -> Frames:
         """Return the frames at ``index``."""
         return Frames(
             self.batch.select(index),
@@ -41,19 +45,50 @@ class Frames:
             self.tag[index],
             self.header_length[index],
             self.entropy[index],
+            self.origin[index],
         )
+
+    def with_batch(self, batch: Batch) -> Frames:
+        """Return the same frames with other octets."""
+        return replace(self, batch=batch)
+
+
+class Outcome(NamedTuple):
+    """What became of the frames given to a tunnel; offered = sent + failed + queue_dropped."""
+
+    offered: int
+    sent: int
+    failed: int
+    queue_dropped: int
+    octets: int
 
 
 class Numbering:
     """Sequence numbers of one tunnel as the far end sees it, however many members are behind it."""
 
     def __init__(self) -> None:
-        self._next = 0
+        self.next = 0
 
     def take(self, count: int) -> Column:
         """Return the next ``count`` numbers, shape (count,)."""
-        first, self._next = self._next, self._next + count
+        first, self.next = self.next, self.next + count
         return first + np.arange(count)
+
+
+class Transmitter(Protocol):
+    """What a tunnel needs of a socket (:mod:`tunnelbridge.linux.transmit`)."""
+
+    endpoint: Endpoint
+    marked: bool
+
+    def send(self, rows: Rows, batch: Batch) -> Sent:
+        """Send each packet behind its row of outer headers."""
+
+    def path_mtu(self) -> int:
+        """Return the MTU towards the far end now."""
+
+    def close(self) -> None:
+        """Close what is open."""
 
 
 class Tunnel:
@@ -69,7 +104,7 @@ class Tunnel:
         self,
         name: str,
         encapsulation: Encapsulation,
-        open_socket: Callable[[], TunnelSocket],
+        open_socket: Callable[[], Transmitter],
         policy: MtuPolicy,
         ip_header: int,
         numbering: Numbering | None = None,
@@ -92,16 +127,29 @@ class Tunnel:
         return self.ip_header + self.encapsulation.overhead
 
     @property
+    def remote(self) -> str:
+        """The far end: an IP literal, or the interface of clones that leave on layer 2."""
+        return self._socket.endpoint.remote
+
+    @property
+    def sequence(self) -> int | None:
+        """The number that the next clone gets; None where clones are not numbered."""
+        return self._numbering.next if self._is_numbered else None
+
+    @property
     def is_marked(self) -> bool:
         """Clones carry the mark that capture filters refuse."""
         return self._socket.marked
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frames: Frames) -> Outcome:
         """Clone a batch into the tunnel; never raises for what the network does."""
+        offered = len(frames.batch)
         if self.encapsulation.bare_ip:
             frames = self._strip_ethernet(frames)
+        if self.encapsulation.tag:
+            frames = _tagged(frames, self.encapsulation.tag)
         batch, truncated = self._fit(frames.batch)
-        kept = self._drop_oversize(batch)
+        kept = self._drop_oversize(batch, frames.tag)
         if kept is not None:
             frames, batch, truncated = frames.select(kept), batch.select(kept), truncated[kept]
         suffix = len(self.encapsulation.suffix)
@@ -112,7 +160,7 @@ class Tunnel:
         ledger.clones += count
         if self._is_hurried and self._is_full:
             ledger.queue_dropped += count
-            return
+            return Outcome(offered, 0, offered - count, count, 0)
         clones = Clones(
             batch=batch,
             length=batch.total_length,
@@ -123,14 +171,16 @@ class Tunnel:
             ethertype=frames.ethertype,
         )
         sent = self._socket.send(self.encapsulation.rows(clones), batch)
+        octets = sent.octets + suffix * sent.packets
         ledger.sent += sent.packets
-        ledger.octets += sent.octets + suffix * sent.packets
+        ledger.octets += octets
         ledger.truncated += int(truncated.sum())
         ledger.unreachable += sent.unreachable
         dropped = sent.errors.pop("queue-full", 0)
         self._is_full = dropped > 0
         ledger.queue_dropped += dropped
         ledger.errors.update(sent.errors)
+        return Outcome(offered, sent.packets, offered - sent.packets - dropped, dropped, octets)
 
     def hurry(self) -> None:
         """Wait no more for a queue that has been found full: what is for it counts as dropped."""
@@ -167,9 +217,11 @@ class Tunnel:
             batch = batch.cut(max(self.path_mtu - self.overhead, ethernet.HEADER.itemsize))
         return batch, batch.total_length < batch.wire_length
 
-    def _drop_oversize(self, batch: Batch) -> Column | None:
+    def _drop_oversize(self, batch: Batch, tag: Column) -> Column | None:
         """Refuse what is too long still; None when all clones stay."""
         outer = batch.total_length + self.overhead
+        if not self.ip_header:  # on layer 2 an 802.1Q tag comes free (packet_snd, af_packet.c)
+            outer = outer - ethernet.TAG.itemsize * (tag >> 16 == ethernet.TPID_8021Q)
         limit = LARGEST_OUTER if self.policy is MtuPolicy.FRAGMENT else self.path_mtu
         oversize = outer > limit
         if self.policy is MtuPolicy.FRAGMENT:
@@ -178,3 +230,14 @@ class Tunnel:
             return None
         self.ledger.refused["mtu"] += int(oversize.sum())
         return np.flatnonzero(~oversize)
+
+
+def _tagged(frames: Frames, tag: int) -> Frames:
+    """Push a VLAN tag onto every frame."""
+    tags = np.full(len(frames.batch), tag, np.int64)
+    return replace(
+        frames,
+        batch=vlan.insert(replace(frames.batch, vlan=tags)),
+        tag=tags,
+        header_length=frames.header_length + ethernet.TAG.itemsize,
+    )

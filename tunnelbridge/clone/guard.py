@@ -30,7 +30,7 @@ from tunnelbridge.batch import Batch, Column, Flags, Octets, zeros
 from tunnelbridge.clone.breaker import LAST_GENERATION, Breaker, Tunnelled
 from tunnelbridge.clone.innermost import Innermost
 from tunnelbridge.wire import icmp, ipv4, udp
-from tunnelbridge.wire.flow import ADDRESSES6, Flows
+from tunnelbridge.wire.flow import ADDRESSES6, MACS, Flows
 from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
@@ -63,6 +63,8 @@ class Signature:
     kind: Kind
     port: int | None = None
     identifier: int | None = None
+    mac: bytes = b""
+    """Of clones on layer 2: the destination MAC address that they are given, if any."""
 
     @property
     def address(self) -> tuple[int, int]:
@@ -112,7 +114,10 @@ class LoopGuard:
 
     def watch_for(self, signatures: list[Signature]) -> None:
         """Know these tunnels from now on; fragments and clones stay remembered."""
-        self.signatures = signatures
+        self.signatures = [each for each in signatures if each.kind != Kind.ETHERNET]
+        self._macs = np.array(
+            sorted({int.from_bytes(each.mac) for each in signatures if each.mac}), np.uint64
+        )
         told = {each.port: each.kind for each in signatures if each.port is not None}
         self._ports = udp.port_table(udp.PORTS | told)
 
@@ -130,6 +135,9 @@ class LoopGuard:
             reason[generation == LAST_GENERATION] = Reason.LOOP_BREAKER
             reason[suspects[seen.own]] = Reason.OWN_TUNNEL
             innermost = seen.innermost.select(seen.innermost.start != flows.payload[suspects])
+        if self._macs.size:
+            macs = load(batch.memory, batch.start, MACS)["high"] >> np.uint64(16)
+            reason[np.isin(macs, self._macs)] = Reason.OWN_TUNNEL
         self.breaker.remember(batch.memory, flows, reason == 0, generation)
         return Checked(reason, innermost)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from pyroute2 import netns
@@ -48,6 +49,15 @@ def in_thread(work: Callable[[], T], namespace: str | None = None) -> T:
     if failures:
         raise failures.pop()
     return results[0]
+
+
+def identity(namespace: str) -> tuple[int, int] | None:
+    """Return what tells a namespace from another of the same name; None where there is none."""
+    try:
+        status = Path(netns.NETNS_RUN_DIR, namespace).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _enter(namespace: str) -> None:

@@ -167,6 +167,10 @@ class Ring:
         self._drops += drops
         return self._packets, self._drops
 
+    def set_filter(self, program: libc.Program) -> None:
+        """Replace the filter at once and without a gap; what came before stays readable."""
+        tpacket.attach(self._socket, self.interface, program)
+
     def stop(self) -> None:
         """Accept no further packet. What came before stays readable, the last within 2 ms."""
         libc.attach_filter(self._socket.fileno(), options.REFUSE_ALL)

@@ -63,8 +63,13 @@ def interface_index(name: str) -> int:
 
 def no_interface(name: str) -> UserError:
     """Return the error that names the interfaces there are."""
-    there = ", ".join(sorted(known for _, known in socket.if_nameindex()))
+    there = ", ".join(interface_names())
     return UserError(f"no interface named {name} (there are: {there})")
+
+
+def interface_names() -> list[str]:
+    """Return the names of all interfaces in the calling thread's namespace, in order."""
+    return sorted(name for _, name in socket.if_nameindex())
 
 
 def find_interface(name: str) -> int | None:
@@ -86,7 +91,7 @@ def open_socket(interface: str, program: libc.Program, ignore_outgoing: bool) ->
     except PermissionError:
         raise privileges.missing("CAP_NET_RAW", f"capturing from {interface}") from None
     try:
-        _attach(sock, interface, program)
+        attach(sock, interface, program)
         if ignore_outgoing:
             with contextlib.suppress(OSError):  # before Linux 4.20
                 sock.setsockopt(libc.SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
@@ -98,7 +103,8 @@ def open_socket(interface: str, program: libc.Program, ignore_outgoing: bool) ->
     return sock
 
 
-def _attach(sock: socket.socket, interface: str, program: libc.Program) -> None:
+def attach(sock: socket.socket, interface: str, program: libc.Program) -> None:
+    """Give a packet socket its filter, in place of the one it may have; UserError: too large."""
     try:
         libc.attach_filter(sock.fileno(), program)
     except OSError as error:
