@@ -39,6 +39,8 @@ analyzer_ip = "10.87.88.88"
 udp_port = 8099
 juniper_header = true
 [destinations.static]
+external_analyzer = true
+analyzer_ip = "198.51.100.129"
 juniper_header = false
 next_hop = "static"
 vtep = "198.51.100.129"
@@ -48,17 +50,33 @@ mac = "{MAC}"
 priority = 10
 sources = ["veth-server"]
 secondary_action = {{ mirror = "labelled" }}
-rules = [
-  {{ name = "deep", action = "pass", protocol = "tcp", source = "192.0.2.0/26", source_ports = "all",
-     destination = "192.0.2.64/26", destination_ports = "80",
-     secondary_action = {{ mirror = "external" }} }},
-  {{ name = "static", action = "pass", protocol = "tcp", source = "192.0.2.0/26", source_ports = "all",
-     destination = "192.0.2.64/26", destination_ports = "81",
-     secondary_action = {{ mirror = "static" }} }},
-  {{ name = "all-web", action = "pass", protocol = "tcp", source = "192.0.2.0/26", source_ports = "all",
-     destination = "192.0.2.64/26", destination_ports = "80-89" }}]
+[[policies.web.rules]]
+name = "deep"
+action = "pass"
+protocol = "tcp"
+source = "192.0.2.0/26"
+destination = "192.0.2.64/26"
+destination_ports = "80"
+secondary_action = {{ mirror = "external" }}
+[[policies.web.rules]]
+name = "static"
+action = "pass"
+protocol = "tcp"
+source = "192.0.2.0/26"
+destination = "192.0.2.64/26"
+destination_ports = "81"
+secondary_action = {{ mirror = "static" }}
+[[policies.web.rules]]
+name = "all-web"
+action = "pass"
+protocol = "tcp"
+source = "192.0.2.0/26"
+destination = "192.0.2.64/26"
+destination_ports = "80-89"
 """
-SEND = Command("node", "tunnelbridge send --config mirror.toml --stats sender.json")
+SEND = Command(
+    "node", "tunnelbridge send --config mirror.toml --control send.sock --stats sender.json"
+)
 SERVE = Command("server", "nc -v -n -N -l 192.0.2.65 {0} < answer.txt")
 ASK = Command("client", "nc -n -N 192.0.2.65 {0} < question.txt")
 EXPECTED = {80: ("juniper", 0, "10.87.88.88"), 81: ("vxlan", 9, "198.51.100.129"),

@@ -41,7 +41,9 @@ WITHOUT_FDB = "".join(CONFIG.partition("[fdb]")[::2]).replace(f'"{MAC}" = "dc2"\
 TRY = Command("bigip", "tunnelbridge send --config without-fdb.toml")
 DUMP = Command("member", "tcpdump -n -t -e -l -i eth0 proto gre")
 SERVE = Command("bigip", "nc -v -n -N -l 192.0.2.2 80 < answer.txt")
-SEND = Command("bigip", "tunnelbridge send --config mirror.toml --stats sender.json")
+SEND = Command(
+    "bigip", "tunnelbridge send --config mirror.toml --control send.sock --stats sender.json"
+)
 ASK = Command("client", "nc -N 192.0.2.2 80 < question.txt")
 COMMANDS = (TRY, DUMP, SERVE, SEND, ASK)
 NEEDS = ("nc", "tc", "ethtool")

@@ -46,7 +46,9 @@ table ip clone_pool {
     }
 }
 """
-SEND = Command("stand-in", "tunnelbridge send --config mirror.toml --stats sender.json")
+SEND = Command(
+    "stand-in", "tunnelbridge send --config mirror.toml --control send.sock --stats sender.json"
+)
 ARPING = Command("bigip", "ping -n -c 1 -W 1 10.10.10.10")
 NEIGHBOUR = Command("bigip", "ip neigh show 10.10.10.10")
 POOL = Command("bigip", "nft -f clone-pool.nft")

@@ -28,13 +28,24 @@ CONFIG = """
 distribution = "round-robin"
 members = [{ ip = "198.51.100.11", via = "vxlan://198.51.100.11" },
            { ip = "198.51.100.139", via = "vxlan://198.51.100.139" }]
-[filters.mirror-filter-01]
-inbound = [{ priority = 1, action = "accept", family = "ipv4", protocol = "tcp",
-             source = "192.168.0.161/32", source_ports = "all",
-             destination = "192.168.0.230/32", destination_ports = "1234" }]
-outbound = [{ priority = 1, action = "accept", family = "ipv4", protocol = "tcp",
-              source = "192.168.0.230/32", source_ports = "1234",
-              destination = "192.168.0.161/32", destination_ports = "all" }]
+[[filters.mirror-filter-01.inbound]]
+priority = 1
+action = "accept"
+family = "ipv4"
+protocol = "tcp"
+source = "192.168.0.161/32"
+source_ports = "all"
+destination = "192.168.0.230/32"
+destination_ports = "1234"
+[[filters.mirror-filter-01.outbound]]
+priority = 1
+action = "accept"
+family = "ipv4"
+protocol = "tcp"
+source = "192.168.0.230/32"
+source_ports = "1234"
+destination = "192.168.0.161/32"
+destination_ports = "all"
 [sessions.mirror-session-01]
 priority = 1
 sources = ["eth0"]
@@ -57,7 +68,7 @@ CURE = Command("ecs-source", "sed -i s/round-robin/flow/ mirror.toml")
 RELOAD = Command("ecs-source", "tunnelbridge reload --control send.sock")
 COMMANDS = (*DUMPS, SEND, SERVE, TALK, OTHER, CURE, RELOAD, SERVE, TALK)
 NEEDS = ("nc", "sed", "tc", "ethtool")
-CONNECTIONS = 12
+CONNECTIONS = 20
 PORT = (1234).to_bytes(2)
 QUESTION, ANSWER = "hello, source!\n", "hello, test-a!\n"
 """15 octets: a frame of 81 with Ethernet, IPv4, TCP and its timestamps, as in the document."""

@@ -1,6 +1,6 @@
 """NSX preserve_client_ip: behind source NAT, clones show the client and not the load balancer.
 
-The service engine talks to the server from its own address (nftables masquerade). Both sessions
+The service engine talks to the server from its own address and port (nftables masquerade). Two sessions
 mirror the server side: one shows what is on the wire, the other puts the client's address and port
 back, in both directions, from the kernel's connection tracking.
 
@@ -28,7 +28,7 @@ NAT = """
 table ip nat {
     chain postrouting {
         type nat hook postrouting priority srcnat
-        oifname "back0" masquerade
+        oifname "back0" meta l4proto tcp masquerade to :2000-2999
     }
 }
 """
@@ -51,12 +51,14 @@ mirror_once = false
 """
 TRANSLATE = Command("se", "nft -f nat.nft")
 SERVE = Command("server", "nc -v -n -N -l 203.0.113.7 80 < answer.txt")
-SEND = Command("se", "tunnelbridge send --config mirror.toml --stats sender.json")
+SEND = Command(
+    "se", "tunnelbridge send --config mirror.toml --control send.sock --stats sender.json"
+)
 ASK = Command("client", "nc -N 203.0.113.7 80 < question.txt")
 WRONG = Command(
     "ids",
     "tshark -r ids-eth0.pcap -o ip.check_checksum:TRUE -o tcp.check_checksum:TRUE"
-    " -Y 'ip.checksum.status==0 || tcp.checksum.status==0'",
+    " -Y '!icmp && (ip.checksum.status==0 || tcp.checksum.status==0)'",
 )
 COMMANDS = (TRANSLATE, SERVE, SEND, ASK)
 NEEDS = ("nft", "nc", "tshark", "tc", "ethtool")
@@ -95,8 +97,10 @@ def run(scene: Scene) -> None:
     scene.check(answer == ANSWER, "the client has its answer: originals are untouched")
     original = tcp(wire.stop())
     scene.same(original, of(carried, 1), "as seen: bit-exact, in order")
+    port = int.from_bytes(original[0].octets[34:36])
     scene.check(
-        ends(original) == {ENGINE, SERVER}, f"there, the server talks to {ENGINE}, and no one else"
+        ends(original) == {ENGINE, SERVER} and 2000 <= port <= 2999,
+        f"there, the server talks to {ENGINE}, port {port}, and no one else",
     )
     restored = of(carried, 2)
     scene.check(

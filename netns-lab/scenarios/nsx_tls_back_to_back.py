@@ -62,7 +62,9 @@ SERVE = Command(
 )
 SECOND = Command("vs1-a", "haproxy -db -f vs1-a.cfg")
 FIRST = Command("vs1", "haproxy -db -f vs1.cfg")
-SEND = Command("vs1", "tunnelbridge send --config mirror.toml --stats sender.json")
+SEND = Command(
+    "vs1", "tunnelbridge send --config mirror.toml --control send.sock --stats sender.json"
+)
 ASK = Command("client", "openssl s_client -quiet -connect 192.0.2.2:443 < request.txt")
 READ = Command(
     "ids",

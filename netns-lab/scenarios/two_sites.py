@@ -43,7 +43,7 @@ SERVE = Command("server", "nc -v -n -k -l 203.0.113.129 80")
 CONNECT = Command("client", "nc -n -N -s 192.0.2.129 203.0.113.129 80 < request.txt")
 COMMANDS = (*SENDERS, SERVE, CONNECT)
 NEEDS = ("nc",)
-CONNECTIONS = 12
+CONNECTIONS = 20
 MEMBERS = ("ids-1", "ids-2")
 
 
