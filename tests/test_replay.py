@@ -53,7 +53,7 @@ class Listener:
     def is_done(self) -> bool:
         return self.limit is not None and len(self.seen) >= self.limit
 
-    def process(self, batch: Batch, selection: object = None) -> None:
+    def process(self, batch: Batch, _: object = None) -> None:
         assert len(batch)
         since = self.clock.now - 1000.0
         self.seen += [(since, batch.octets(number)) for number in range(len(batch))]

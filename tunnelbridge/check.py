@@ -92,10 +92,8 @@ def _describe_interface(name: str, plans: list[SessionPlan]) -> tuple[Link, str]
 def _describe_session(session: SessionPlan) -> list[str]:
     kind = "policy" if session.is_stateful else "session"
     state = "" if session.enabled else " (disabled)"
-    lines = [
-        f"{kind:8s} {session.name}{state}: priority {session.priority},"
-        f" sources {', '.join(session.sources)}"
-    ]
+    sources = ", ".join(session.sources)
+    lines = [f"{kind:8s} {session.name}{state}: priority {session.priority}, sources {sources}"]
     lines.append(f"         filter {session.filter or session.expression or 'none: every packet'}")
     if session.packet_length is not None:
         lines.append(f"         {session.packet_length} octets of each frame")

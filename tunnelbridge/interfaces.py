@@ -1,8 +1,8 @@
 """Which interfaces are mirrored now: those the sessions name, as they come and go.
 
 An interface that is named must be there at the start; afterwards it may vanish and come back. A glob
-(``veth*``) means whatever matches at the moment. Every namespace has a monitor of its own; events can be
-lost, so :meth:`Interfaces.look` compares once in a while what is there with what is attached.
+(``veth*``) means whatever matches at the moment. Every namespace has a monitor of its own; events can
+be lost, so :meth:`Interfaces.look` compares once in a while what is there with what is attached.
 
 A namespace lives as long as a socket in it does: once its name is gone everything of it is closed here,
 or a container's cable would never vanish.

@@ -3,10 +3,10 @@
 Sender: received = kernel_dropped + not_matched + refused + cloned. The originals that were cloned are
 ``segments`` frames on the wire; policy makes of them ``copies`` for members (several with several
 sessions, or to all members of a pool) and ``no_member`` where none was up. Over all tunnels, copies =
-refused + clones, and of each, clones = sent + errors + queue_dropped. Truncated and fragmented are told
-beside: they are clones, counted before they are sent, whatever becomes of them then. ``received`` counts
-what the capture filter let through: what the filter refuses never leaves the kernel and is not counted
-anywhere.
+refused + clones, and of each, clones = sent + errors + queue_dropped. Truncated and fragmented are
+told beside: they are clones, counted before they are sent, whatever becomes of them then.
+``received`` counts what the capture filter let through: what the filter refuses never leaves the
+kernel and is not counted anywhere.
 """
 
 from __future__ import annotations

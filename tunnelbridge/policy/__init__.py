@@ -5,8 +5,8 @@ differs is made anew.
 
 1. ``plan``          sessions, groups, members and tunnels as wanted; compared on reload
 2. ``from_options``  the plan of ``-i``, ``--to``, ``--arp``, ``--fdb``, ``--filter``
-3. ``from_config``   the plan of ``--config``; ``reach`` finds the way to each member
-4. ``selection``     one source's packets: which session takes which (``clone/classifier`` and ``clone/bpf``)
+3. ``from_config``   the plan of ``--config``: names become addresses, subnets interfaces
+4. ``selection``     one source's packets: which session takes which, by ``clone/classifier``
 5. ``session``       cuts, restores client addresses, chooses members
 6. ``member``        a pool member: its tunnels, its counters
 7. ``policy``        all of it: opens tunnels, follows reloads, enables and disables sessions

@@ -40,6 +40,6 @@ class Captured:
         return self._source_hash
 
     def echo_tuples_of(self, rows: Column) -> FiveTuples:
-        """The same of the packets ``rows``, which may repeat; echo messages have ports there."""
+        """Return the same of ``rows``, which may repeat; echo messages have ports there."""
         tuples = with_echoes(self.batch.memory, self.flows, self.tuples)
         return FiveTuples(*(getattr(tuples, each.name)[rows] for each in fields(tuples)))
