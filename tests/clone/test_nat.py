@@ -15,7 +15,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from tunnelbridge.batch import from_packets
-from tunnelbridge.clone.nat import NatTable, with_echoes
+from tunnelbridge.clone.nat import GRACE, NatTable, with_echoes
 from tunnelbridge.connections import CONNECTION, ECHO_SERVICE, NO_PORT, Changes, Connections
 from tunnelbridge.wire.five_tuple import FiveTuples, read_five_tuples
 from tunnelbridge.wire.flow import read_flows
@@ -270,31 +270,37 @@ def known(table: NatTable) -> list[int]:
     return table.look_up(tuples(tcp(NAT, SERVER), tcp((NAT[0], 40002), SERVER))).rows.tolist()
 
 
-def test_what_is_gone_is_forgotten_with_the_next_changes() -> None:
+def test_what_is_gone_is_forgotten_after_a_while() -> None:
     table = NatTable()
-    table.apply(Changes(column(connection()), column(connection())))
-    assert known(table) == [0]
-    table.apply(Changes(NOTHING, NOTHING))
+    table.apply(Changes(column(connection(), LATER), column(connection())), now=5)
+    assert known(table) == [0, 1]
+    table.apply(Changes(NOTHING, column(LATER)), now=GRACE)
+    assert known(table) == [0, 1]
+    table.apply(Changes(NOTHING, NOTHING), now=GRACE + 4)
+    assert known(table) == [0, 1]
+    table.apply(Changes(NOTHING, NOTHING), now=GRACE + 5)
+    assert known(table) == [1]
+    table.apply(Changes(NOTHING, NOTHING), now=10 * GRACE)
     assert known(table) == []
 
 
 def test_a_connection_that_comes_again_is_not_forgotten() -> None:
     table = NatTable()
-    table.apply(Changes(column(connection()), column(connection())))
-    table.apply(Changes(column(connection()), NOTHING))
-    table.apply(Changes(NOTHING, NOTHING))
-    assert known(table) == [0]
+    table.apply(Changes(column(connection(), LATER), column(connection(), LATER)), now=0)
+    table.apply(Changes(column(LATER), NOTHING), now=1)
+    table.apply(Changes(NOTHING, NOTHING), now=GRACE)
+    assert known(table) == [1]
 
 
 def test_after_a_restart_only_what_was_told_again_stays() -> None:
     table = NatTable()
-    table.apply(Changes(column(connection(), LATER), NOTHING, complete=True))
+    table.apply(Changes(column(connection(), LATER), NOTHING, complete=True), now=0)
     assert known(table) == [0, 1]
-    table.apply(Changes(NOTHING, NOTHING, restarted=True))
+    table.apply(Changes(NOTHING, NOTHING, restarted=True), now=0)
     assert known(table) == [0, 1]
-    table.apply(Changes(column(LATER), NOTHING))
+    table.apply(Changes(column(LATER), NOTHING), now=0)
     assert known(table) == [0, 1]
-    table.apply(Changes(NOTHING, NOTHING, complete=True))
+    table.apply(Changes(NOTHING, NOTHING, complete=True), now=0)
     assert known(table) == [1]
 
 

@@ -14,6 +14,7 @@ was learned first makes room.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import Final
 
@@ -31,6 +32,8 @@ Words = npt.NDArray[np.uint64]
 
 ICMP, ICMPV6 = 1, 58
 WAYS: Final = 8
+GRACE: Final = 1_000_000_000
+"""For how long (ns) a connection is known that is gone: packets wait in a ring before they come."""
 
 _ECHO: Final = np.dtype([("type", "u1"), ("code", "u1"), ("_", "V2"), ("identifier", ">u2")])
 _REQUEST: Final = np.zeros((256, 256), np.bool_)  # protocol, type
@@ -67,7 +70,7 @@ class NatTable:
         self._tags = np.zeros(shape, np.uint64)  # the hash, odd; 0 is a free place
         self._learned = np.zeros(shape, np.int64)
         self._connections = np.zeros(shape, CONNECTION)
-        self._leaving = np.zeros(0, CONNECTION)
+        self._leaving: deque[tuple[int, int, Connections]] = deque()  # time, clock, which
         self._clock = self._restarted = 0
         self._count = 0
         self.evicted = 0
@@ -77,15 +80,19 @@ class NatTable:
         """Return how many connections are known."""
         return self._count
 
-    def apply(self, changes: Changes) -> None:
+    def apply(self, changes: Changes, now: int) -> None:
         """Learn and forget what has changed.
 
-        What is gone now is forgotten with the next changes, because packets that were captured before
-        it went may still be looked up.
+        ``now`` is the time in ns by any clock that does not go back. What is gone is forgotten after
+        :data:`GRACE`: the kernel tells the end of a refused connection before its last packet is
+        captured. One that comes again meanwhile stays.
         """
-        self.forget(self._leaving)
-        self._leaving = changes.gone
+        while self._leaving and now - self._leaving[0][0] >= GRACE:
+            _, clock, gone = self._leaving.popleft()
+            self.forget(gone, clock)
         self.learn(changes.known)
+        if len(changes.gone):
+            self._leaving.append((now, self._clock, changes.gone))
         if changes.complete:
             outdated = (self._tags != 0) & (self._learned <= self._restarted)
             self._clear(np.flatnonzero(outdated))
@@ -105,13 +112,16 @@ class NatTable:
             self._put(connections, sets, tags, waiting[first])
             waiting = np.delete(waiting, first)
 
-    def forget(self, connections: Connections) -> None:
-        """Forget connections; those unknown are no matter."""
+    def forget(self, connections: Connections, until: int | None = None) -> None:
+        """Forget connections, unless learned after ``until``; those unknown are no matter."""
         if not len(connections):
             return
         tags = _hash_connections(connections)
         sets = self._sets(tags)
-        row, way = np.nonzero(self._tags[sets] == tags[:, None])
+        same = self._tags[sets] == tags[:, None]
+        if until is not None:
+            same &= self._learned[sets] <= until
+        row, way = np.nonzero(same)
         self._clear(np.unique(sets[row] * WAYS + way))
 
     def look_up(self, tuples: FiveTuples) -> NewAddresses:
