@@ -1,17 +1,17 @@
 """Juniper CN2 flow mirroring: a security policy's flows, by policy and by rule.
 
-A policy on a pod's interface names mirror destinations: rule ``deep`` has its own (an external
-analyser that wants Juniper's header), rule ``static`` a static next hop without the header (VXLAN),
-and the others fall to the policy's, one of two analysers with the label. A flow is mirrored with both
-directions once its first packet has matched, and once only, whichever rules match as well.
+A policy on a pod's interface names mirror destinations. Rule ``deep`` has its own: an external
+analyser that wants Juniper's header. ``static`` has a static next hop without the header (VXLAN),
+``dynamic`` one that is found by ARP and FDB. What only the last rule matches falls to the policy's
+destination, one of two analysers with a label. A flow is mirrored with both directions once its first
+packet has matched, and once only, whichever rules match as well.
 
 ::
 
-      client                  node                   router           external 10.87.88.88
-   192.0.2.1 ── veth-client       veth-server    ┌────────────── UDP 8099, Juniper header
-      server        192.0.2.0/26  192.0.2.64/26  │               analyzer-1 198.51.100.65
-   192.0.2.65 ───────── ║ ────────── ║ ──────────┴────────────── VXLAN 7
-                       policy "web" on veth-server               analyzer-2 198.51.100.129
+     client                   node                router            external 10.87.88.88
+   192.0.2.1 ─── veth-client   up0 203.0.113.2 ─── 203.0.113.1 ──── UDP 8099, Juniper header
+     server                                                   ├──── analyzer-1 198.51.100.65
+   192.0.2.65 ─── veth-server, policy "web" mirrors           └──── analyzer-2 198.51.100.129
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from report import end
 from scene import Command, Scene
 from unwrap import unwrap
 
-MAC = "02:00:00:00:09:09"
+MAC, FOUND = "02:00:00:00:09:09", "02:00:00:00:08:08"
 CONFIG = f"""
 [pools.analyzers]
 members = [
@@ -46,6 +46,15 @@ next_hop = "static"
 vtep = "198.51.100.129"
 vni = 9
 mac = "{MAC}"
+[destinations.dynamic]
+external_analyzer = true
+analyzer_ip = "10.87.88.99"
+juniper_header = false
+next_hop = "dynamic"
+[arp]
+"10.87.88.99" = "{FOUND}"
+[fdb]
+"{FOUND}" = "vxlan://198.51.100.65?vni=8"
 [policies.web]
 priority = 10
 sources = ["veth-server"]
@@ -67,6 +76,14 @@ destination = "192.0.2.64/26"
 destination_ports = "81"
 secondary_action = {{ mirror = "static" }}
 [[policies.web.rules]]
+name = "dynamic"
+action = "pass"
+protocol = "tcp"
+source = "192.0.2.0/26"
+destination = "192.0.2.64/26"
+destination_ports = "82"
+secondary_action = {{ mirror = "dynamic" }}
+[[policies.web.rules]]
 name = "all-web"
 action = "pass"
 protocol = "tcp"
@@ -79,11 +96,21 @@ SEND = Command(
 )
 SERVE = Command("server", "nc -v -n -N -l 192.0.2.65 {0} < answer.txt")
 ASK = Command("client", "nc -n -N 192.0.2.65 {0} < question.txt")
-EXPECTED = {80: ("juniper", 0, "10.87.88.88"), 81: ("vxlan", 9, "198.51.100.129"),
-            82: ("vxlan", 7, "198.51.100.65"), 90: None}  # fmt: skip
+EXPECTED = {
+    80: ("juniper", 0, "10.87.88.88"),
+    81: ("vxlan", 9, "198.51.100.129"),
+    82: ("vxlan", 8, "198.51.100.65"),
+    83: ("vxlan", 7, "198.51.100.65"),
+    90: None,
+}
 """By server port: how the flow must arrive, and where."""
-WHY = {80: "rule deep: Juniper header, external analyser", 81: "rule static: VXLAN, no header",
-       82: "policy level: one by label", 90: "no rule: not mirrored"}  # fmt: skip
+WHY = {
+    80: "rule deep: Juniper header, external analyser",
+    81: "rule static: VXLAN to a static next hop, no header",
+    82: "rule dynamic: by ARP and FDB, no header",
+    83: "policy level: one of two by label",
+    90: "no rule: not mirrored",
+}
 COMMANDS = (SEND, *(each.filled(port) for port in EXPECTED for each in (SERVE, ASK)))
 NEEDS = ("nc", "tc", "ethtool")
 
@@ -136,9 +163,9 @@ def run(scene: Scene) -> None:
                 f"port {port}: both directions, each of {len(frames)} packets once, bit-exact",
                 f"{len(here)} clones",
             )
-    static = [each.frame for each in carried if each.identifier == 9]
-    to = {frame.octets[:6].hex(":") for frame in static}
-    scene.check(to == {MAC}, f"the static next hop's frames are addressed to {MAC}", to)
+    for port, mac in ((81, MAC), (82, FOUND)):
+        to = {c.frame.octets[:6].hex(":") for c in carried if port_of(c.frame) == port}
+        scene.check(to == {mac}, f"port {port}: addressed to {mac}", to)
     scene.check(sent["balanced"], "the ledger balances")
 
 
