@@ -352,6 +352,8 @@ async def test_deleted_and_made_again(lan: Lan) -> None:
             lab.run("ip", "-n", ns, "link", "set", name, "up")
         await until(lambda: not it._is_down, "coming back")
         assert promiscuity(lan) == 1
+        assert it._socket is not None
+        assert not it._socket.is_stale(), "the new one is known"
         with wire(lan.there, lan.asker) as sock:
             assert await replies(sock, END) == []
             unicast = END.copy()
