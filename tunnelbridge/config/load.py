@@ -39,7 +39,7 @@ def loads(text: str, name: str = "configuration") -> Mirror:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{name}: {_syntax(str(error))}") from None
+        raise UsageError(f"{name}: {_syntax(str(error), text)}") from None
     try:
         mirror = Mirror.model_validate(data)
     except ValidationError as error:
@@ -83,9 +83,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 
 
-def _syntax(message: str) -> str:
-    """Put the place first, as everywhere."""
+def _syntax(message: str, text: str) -> str:
+    """Put the place first, as everywhere; the end of the document is its last line."""
     found = _PLACE.fullmatch(message)
     reason, place = found.groups() if found else (message, "")
-    reason = reason[:1].lower() + reason[1:]
-    return f"{place}: {reason}" if place else reason
+    if not place.startswith("line "):
+        place = f"line {len(text.splitlines())} (the end)"
+    return f"{place}: {reason[:1].lower()}{reason[1:]}"

@@ -61,7 +61,7 @@ def resolve(mirror: Mirror, target: str) -> Group:
     if address is not None:
         return Group(target, (way_to(mirror, address),))
     if "=" in target:
-        return _of_labels(mirror, target, Destination(labels=parse_selector(target)))
+        return _of_labels(mirror, target, Destination.model_construct(labels=parse_selector(target)))
     known = [*mirror.pools, *mirror.destinations, *mirror.tunnels]
     there = f"there are {', '.join(known)}" if known else "there is none of them"
     raise ValueError(

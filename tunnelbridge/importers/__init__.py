@@ -36,6 +36,11 @@ def import_text(kind: str, text: str, name: str = "document") -> tuple[str, list
         read(text, draft)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # a list where a table belongs, and the like: the document's fault, whichever field it is
+        raise UsageError(
+            f"{name}: is not of the form that {kind} documents have: {error}"
+        ) from None
     toml = draft.toml()
     loads(toml, f"what {name} became")
     return toml, draft.issues

@@ -24,7 +24,6 @@ _ORDER: Final = (
     "destinations",
 )
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
-_NOT_IN_INTERFACES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 SHORTEST_PACKET: Final = 14
 """Octets: an Ethernet header, the least that a clone keeps."""
 
@@ -37,6 +36,7 @@ class Draft:
         self.issues: list[str] = []
         self.leaking: set[str] = set()
         """Filters, by their identifiers elsewhere, that lost a rule which rejects."""
+        self._stand_ins: dict[str, str] = {}
 
     def lost(self, what: str, why: str) -> None:
         """Note what could not be expressed, and why or what to do; in one line."""
@@ -82,8 +82,11 @@ class Draft:
 
         No such interface exists, so nothing is mirrored until somebody writes the real name.
         """
-        name = _NOT_IN_INTERFACES.sub("-", identifier).strip("-")[:LONGEST_INTERFACE]
-        name = name or "EDIT-ME"
+        cleaned = _NOT_IN_NAMES.sub("-", identifier).strip("-") or "EDIT-ME"
+        name, number = cleaned[:LONGEST_INTERFACE], 1
+        while self._stand_ins.setdefault(name, identifier) != identifier:
+            number += 1
+            name = f"{cleaned[: LONGEST_INTERFACE - 3]}-{number}"
         self.lost(what, f"{name} stands for {identifier}: write this host's interface in its place")
         return name
 

@@ -102,7 +102,7 @@ def _address(
         draft.lost(f"{what} is left out", "it has neither IP address nor subnet")
         return None
     found = ipaddress.ip_network(subnet)
-    return str(found[min(found.num_addresses - 1, 254) - (found.num_addresses in (2, 4))])
+    return str(found[min(found.num_addresses - 2, 254) if found.num_addresses > 2 else 0])
 
 
 def _subnet(given: dict[str, Any] | None) -> str | None:
