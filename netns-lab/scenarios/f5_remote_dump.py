@@ -1,4 +1,4 @@
-"""F5 remote tcpdump: raw packets of all interfaces over GRE to a plain receiver.
+"""F5 remote tcpdump: raw packets over GRE to a plain receiver.
 
 ``tcpdump -i 0.0 -s 0 --remote-dest 198.51.100.7`` on a BIG-IP sends frames in GRE to a Linux host
 that needs nothing but GRE. Ours has the same octets, so the same receivers take it: here a bare raw

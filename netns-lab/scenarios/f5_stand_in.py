@@ -1,4 +1,4 @@
-"""A host that only knows ARP sends clones to a member two hops away: the stand-in.
+"""F5 and a member two hops away: the stand-in answers ARP for it.
 
 The BIG-IP finds its clone pool member by ARP on the LAN (here the kernel does: nftables ``dup to``).
 The member 10.10.10.10 is behind two routers, so tunnelbridge stands in for it: it answers ARP for it,

@@ -1,4 +1,4 @@
-"""Huawei VPC mirroring to a load balancer: one connection over two targets, and the cure.
+"""Huawei VPC mirroring to a load balancer: a torn connection, and the cure.
 
 The document's test: nc both ways between two ECS, mirrored by VXLAN through a load balancer to two
 targets. With (outer) round robin each target gets half a connection, as the document's own captures

@@ -1,4 +1,4 @@
-"""NSX ALB traffic cloning: round robin over three clone servers; a sniffer without an address.
+"""NSX clone servers: round robin over three; a sniffer without address.
 
 The service engine clones to servers of a network that it is on. Three servers take turns, packet by
 packet, and the counters have NSX's names. A fourth target has a dummy IP and a dummy MAC, as for "no

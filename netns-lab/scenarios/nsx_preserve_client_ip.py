@@ -1,4 +1,4 @@
-"""NSX preserve_client_ip: behind source NAT, clones show the client and not the load balancer.
+"""NSX preserve_client_ip: behind source NAT, clones show the client.
 
 The service engine talks to the server from its own address and port (nftables masquerade). Two sessions
 mirror the server side: one shows what is on the wire, the other puts the client's address and port

@@ -1,4 +1,4 @@
-"""NSX back-to-back virtual services: TLS outside, clear text in the middle, cloned there.
+"""NSX back-to-back services: TLS outside, the clear middle is cloned.
 
 Two real HAProxy: vs1 takes TLS from the client, vs1-a makes TLS to the server. Between them HTTP is
 in the clear, and vs1 clones that link to an IDS beyond a router. The same serves F5's SSL offload.

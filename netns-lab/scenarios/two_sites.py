@@ -1,4 +1,4 @@
-"""Two sites, asymmetric routing: each sender sees one direction, one member gets both.
+"""Two sites, asymmetric routing: each sees one direction, one member gets both.
 
 Requests pass site A, answers come back by site B. A sender at each mirrors what it sees, with the
 same file and without talking to the other. Both halves of a connection must reach the same one of

@@ -1,4 +1,4 @@
-"""VMware vDS ERSPAN: traffic between two VMs of one host, to a Wireshark that only looks.
+"""VMware vDS ERSPAN: two VMs of one host, and a Wireshark that only looks.
 
 The VMs talk over the host's virtual switch, and no physical wire sees them. The host mirrors the
 port of one of them by ERSPAN type II and type III to a workstation where nothing listens: tshark
