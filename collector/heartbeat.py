@@ -174,8 +174,7 @@ def _local(control: Sequence[tuple[int, int, bytes]]) -> Any:
             if local == destination:
                 return level, kind, PKTINFO.pack(0, local, bytes(4))
         if (level, kind) == (socket.IPPROTO_IPV6, IPV6_PKTINFO):
-            local, interface = PKTINFO6.unpack(data)
+            local, _ = PKTINFO6.unpack(data)
             if local[0] != 0xFF:
-                scoped = local[0] == 0xFE and local[1] & 0xC0 == 0x80  # fe80::/10
-                return level, kind, PKTINFO6.pack(local, interface if scoped else 0)
+                return level, kind, PKTINFO6.pack(local, 0)
     return None

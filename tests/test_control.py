@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import uvloop
@@ -42,7 +43,7 @@ class Running:
         self.loop: asyncio.AbstractEventLoop
         self._end: asyncio.Event
         self.server = ControlServer(path, self.handlers())
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._started.wait()
         if self._failure is not None:
@@ -430,6 +431,16 @@ def test_closing_sends_clients_away_and_leaves_nothing(path: Path) -> None:
         assert (rest(idle), rest(waiting)) == (b"", b"")
     assert not path.exists()
     assert lab.left_open(before) == []
+
+
+def test_a_client_that_comes_while_it_closes_is_sent_away(path: Path) -> None:
+    """The loop may tell of a connection it had taken, after all clients were sent away."""
+    server = Running(path)
+    server.stop()
+    writer = Mock()
+    server.server._on_client(Mock(), writer)
+    writer.transport.abort.assert_called_once_with()
+    assert not server.server._clients
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Probe:
         _, address = options.resolve(literal, port)
         nonce = secrets.token_bytes(8)
         self._sock.sendto(self._question(nonce), address)
-        self._asked[nonce] = _comparable(address)
+        self._asked[nonce] = address
         return nonce
 
     def forget(self, nonce: bytes) -> None:
@@ -81,7 +81,7 @@ class Probe:
             for _ in range(AT_ONCE):
                 octets, address = self._sock.recvfrom(2048)
                 nonce = self._answer(octets)
-                if nonce is not None and self._asked.get(nonce) == _comparable(address):
+                if nonce is not None and self._asked.get(nonce) == address:
                     self.forget(nonce)
                     answered.append(nonce)
         return answered
@@ -225,11 +225,3 @@ def _checksum(octets: bytes) -> int:
     total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
-
-
-def _comparable(address: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return what of a socket address tells who answers: octets, port and scope."""
-    host, port, *rest = address
-    family = socket.AF_INET6 if rest else socket.AF_INET
-    scope = rest[1] if rest else 0
-    return socket.inet_pton(family, host.partition("%")[0]), port, scope
