@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import errno
 import fcntl
 import functools
 import itertools
@@ -134,6 +135,23 @@ def _compile_any(handle: int, expression: str) -> libc.Program:
     if program is None:
         raise RuntimeError(f"libpcap does not take {expression!r}: {error}")
     return program
+
+
+def kernel_takes(program: libc.Program) -> bool:
+    """Tell whether a socket here can have ``program``.
+
+    Besides the number of instructions, the memory of a socket's options is a limit, which the
+    instructions count against as translated (net.core.optmem_max; 20 KiB before Linux 6.8, 128 KiB
+    since): a load is ten of them, a few hundred instructions can be too much.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            libc.attach_filter(sock.fileno(), program)
+        except OSError as error:
+            if error.errno in (errno.ENOMEM, errno.EINVAL):
+                return False
+            raise
+    return True
 
 
 def _program(instructions: list[tuple[int, int, int, int]]) -> libc.Program:
