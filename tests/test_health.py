@@ -136,8 +136,6 @@ def test_only_the_member_that_vanished_goes_down(net: Net) -> None:
         await asyncio.sleep(0.2)
         assert [monitor.is_up(ip) for ip in ips] == [True, False, True, True]
         assert len(monitor._askers) == 2  # a socket a family, not a member
-        asked = [len(asker.probe._asked) for asker in monitor._askers.values()]
-        assert sum(asked) <= len(ips)  # what was not answered in time is forgotten
         monitor.close()
 
     run(net[0], work)
@@ -245,6 +243,9 @@ def test_update_keeps_the_state_of_who_stays(net: Net) -> None:
         assert monitor.is_up("gone")  # it is judged anew
         assert list(monitor._members) == ["gone"]
         await watch.until(2)
+        (asker,) = monitor._askers.values()
+        assert len(asker.probe._asked) <= 1  # what was not answered in time is forgotten
+        assert len(asker.waiting) <= 1
         monitor.update([])
         outcomes.clear()
         await asyncio.sleep(0.15)
