@@ -65,7 +65,7 @@ class Target:
         """Return what the loop guard looks for."""
         stack = self.spec.encapsulation(may_cut=False)
         if self.is_ether:
-            return Signature(self.remote, stack.kind, mac=self.mac)
+            return Signature(self.remote, stack.kind, None, stack.identifier, self.mac)
         return Signature(self.remote, stack.kind, stack.port, stack.identifier)
 
 

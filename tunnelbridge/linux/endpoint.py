@@ -22,7 +22,9 @@ IPV6_MTU_DISCOVER: Final = 23
 IPV6_RECVERR: Final = 25
 PMTUDISC_DONT: Final = 0
 
-NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV})
+NO_ROUTE: Final = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV, errno.ENXIO}
+)
 """Errors that the next packet to the same remote would meet as well."""
 
 

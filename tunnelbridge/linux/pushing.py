@@ -27,6 +27,7 @@ _CAUSES: Final = {
     errno.ENETUNREACH: "no-route",
     errno.EHOSTUNREACH: "host-unreachable",
     errno.ENETDOWN: "network-down",
+    errno.ENXIO: "no-interface",
     errno.EMSGSIZE: "message-too-long",
     errno.EPERM: "not-permitted",
     errno.EACCES: "not-permitted",

@@ -1,0 +1,131 @@
+"""A new plan: what is equal stays open and keeps counting, what is wrong changes nothing."""
+
+from __future__ import annotations
+
+import outer
+import pytest
+from rig import Rig
+
+from tunnelbridge.errors import UsageError
+
+TEXT = """
+[tunnels]
+a = "gre://192.0.2.1?seq=on"
+b = "vxlan://192.0.2.2"
+[pools.p]
+distribution = "{distribution}"
+members = [{{ ip = "192.0.2.1", via = "a" }}, {{ ip = "192.0.2.2", via = "b" }}]
+[sessions.kept]
+sources = ["eth0"]
+expression = "tcp"
+target = "a"
+[sessions.pooled]
+sources = ["eth0"]
+priority = 2
+target = "p"
+"""
+BEFORE = TEXT.format(distribution="round-robin")
+
+
+def tcp(port: int) -> bytes:
+    return outer.frame(outer.ipv4(outer.tcp(b"x", 40000, port), 6, "10.0.0.1", "10.0.0.2"))
+
+
+def udp(port: int) -> bytes:
+    return outer.frame(outer.ipv4(outer.udp(b"y", 40000, port), 17, "10.0.0.1", "10.0.0.2"))
+
+
+def sequences(rig: Rig, name: str) -> list[int]:
+    return [int.from_bytes(packet[4:8]) for packet in rig.sockets[name].packets]
+
+
+def test_an_unchanged_tunnel_goes_on_counting() -> None:
+    rig = Rig(BEFORE)
+    first = rig.sockets["a"]
+    rig.feed([tcp(1), tcp(2)])
+    rig.apply(BEFORE.replace("priority = 2", "priority = 3"))
+    rig.feed([tcp(3)])
+
+    assert rig.sockets["a"] is first
+    assert not first.is_closed
+    assert sequences(rig, "a") == [0, 1, 2]
+    assert [each.ledger.matched for each in rig.policy.sessions] == [3, 0]
+
+
+def test_members_behind_one_tunnel_share_its_numbers_through_a_reload() -> None:
+    rig = Rig(BEFORE)
+    rig.feed([tcp(1), udp(1), tcp(2)])  # the session's own tunnel, then the pool's member of it
+    rig.apply(BEFORE.replace("priority = 2", "priority = 3"))
+    rig.feed([tcp(3)])
+    numbers = sequences(rig, "a") + sequences(rig, "192.0.2.1 via a")
+    assert sorted(numbers) == [0, 1, 2, 3]
+
+
+def test_turns_go_on_where_the_group_is_the_same() -> None:
+    rig = Rig(BEFORE)
+    rig.feed([udp(1)])
+    rig.apply(BEFORE.replace("priority = 2", "priority = 3"))
+    rig.feed([udp(2)])
+    assert [len(rig.sockets[f"192.0.2.{n} via {t}"].packets) for n, t in ((1, "a"), (2, "b"))] == [
+        1,
+        1,
+    ]
+
+
+def test_what_is_removed_is_closed_and_stays_in_the_sums() -> None:
+    rig = Rig(BEFORE)
+    rig.feed([tcp(1), udp(1), udp(2)])
+    gone = rig.sockets["192.0.2.2 via b"]
+    rig.apply(BEFORE.partition("[sessions.pooled]")[0])
+    rig.feed([tcp(2), udp(3)])
+
+    assert gone.is_closed
+    ledger = rig.policy.ledger
+    assert ledger.balances()
+    assert {each.name: each.copies for each in ledger.sessions} == {
+        "kept": 2,
+        "removed sessions": 2,
+    }
+    assert {each.name: each.sent for each in ledger.tunnels} == {"a": 2, "closed tunnels": 2}
+    assert ledger.not_matched == 1
+    assert rig.policy.guard.signatures[0].remote == "192.0.2.1"
+
+
+def test_a_changed_member_keeps_its_counters() -> None:
+    rig = Rig(BEFORE)
+    rig.feed([udp(1), udp(2)])
+    rig.apply(TEXT.format(distribution="flow"))
+    members = rig.policy.sessions[1].ledger.members
+    assert [each.num_total_pkts_cloned for each in members] == [1, 1]
+
+
+def test_what_cannot_be_opened_changes_nothing() -> None:
+    rig = Rig(BEFORE)
+    plan, sessions, tunnels = rig.policy.plan, rig.policy.sessions, rig.policy.tunnels
+    rig.fails = "gre://192.0.2.9"
+    fresh = BEFORE + '[sessions.x]\nsources = ["eth0"]\ntarget = "gre://192.0.2.8"\n'
+    fresh += '[sessions.y]\nsources = ["eth0"]\ntarget = "gre://192.0.2.9"\n'
+    with pytest.raises(OSError, match=r"192\.0\.2\.9"):
+        rig.apply(fresh)
+
+    assert rig.sockets["gre://192.0.2.8"].is_closed
+    assert rig.policy.plan is plan
+    assert rig.policy.sessions is sessions
+    assert rig.policy.tunnels == tunnels
+    rig.feed([tcp(1)])
+    assert len(rig.sent("a")) == 1 if len(rig.sockets) == 1 else rig.sockets["a"].packets
+
+
+def test_a_port_of_two_kinds_is_refused() -> None:
+    rig = Rig(BEFORE)
+    with pytest.raises(UsageError, match="two encapsulations through UDP port 4789"):
+        rig.apply(BEFORE + '[sessions.x]\nsources = ["eth0"]\ntarget = "geneve://192.0.2.8:4789"\n')
+    assert len(rig.policy.tunnels) == 3
+
+
+def test_a_member_that_is_down_stays_down_through_a_reload() -> None:
+    rig = Rig(BEFORE)
+    rig.policy.set_up("192.0.2.1", False)
+    rig.apply(TEXT.format(distribution="flow"))
+    rig.feed([udp(port) for port in range(50)])
+    assert len(rig.sent("192.0.2.2 via b")) == 50
