@@ -121,10 +121,18 @@ def test_the_least_recently_seen_makes_room(steps: list[tuple[bool, int]]) -> No
 def test_more_new_flows_at_once_than_a_set_holds(count: int) -> None:
     table = FlowTable(4)
     insert(table, [1000, 1001, 1002, 1003], [0] * 4, 0)
-    keys = list(range(count))
+    keys = list(range(count, 0, -1))
     insert(table, keys, keys, 1)
-    assert look_up(table, keys, 1) == [*range(min(count, 4)), *[-1] * (count - 4)]
+    assert look_up(table, keys, 1) == [*keys[:4], *[-1] * (count - 4)]
     assert table.evicted == count  # old flows, and the new ones that found no place
+
+
+def test_a_flow_that_is_seen_in_the_same_call_makes_no_room() -> None:
+    table = FlowTable(4)
+    for now, key in enumerate([1, 2, 3, 4]):
+        insert(table, [key], [key], now)
+    insert(table, [1, 5], [1, 5], 9)
+    assert look_up(table, [1, 2, 3, 4, 5], 9) == [1, -1, 3, 4, 5]
 
 
 def test_idle_flows_make_room_before_live_ones_and_are_not_counted() -> None:

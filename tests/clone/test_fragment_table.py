@@ -84,6 +84,14 @@ def test_whose_fragment_it_is(addresses: tuple[str, str]) -> None:
     assert follow(table, *strangers, later).ports[-1] == 1000 << 16 | 53
 
 
+def test_the_first_one_s_next_header_is_the_packet_s() -> None:
+    """RFC 8200 §4.5: the others may say something else, and only the first one's counts."""
+    table = FragmentTable()
+    first, later = outer.fragments(datagram(V6), 64, 7)
+    follow(table, first)
+    assert follow(table, later[:40] + b"\x3b" + later[41:]).ports.tolist() == [1000 << 16 | 53]
+
+
 @versions
 def test_the_newest_first_fragment_counts(addresses: tuple[str, str]) -> None:
     """Identifications come round again."""

@@ -168,6 +168,15 @@ def test_the_source_of_frames_without_ip_is_their_mac() -> None:
     assert len(set(sources.tolist())) == 4
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_source_of_a_bad_ip_header_is_its_mac(version: int) -> None:
+    frame = outer.frame(packet(version))
+    bad = frame[:14] + b"\xf5" + frame[15:]  # version 15
+    other = bad[:22] + bytes(16) + bad[38:]  # and other addresses
+    _, sources = follow(bad, other)
+    assert sources[0] == sources[1] != follow(frame)[1][0]
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 256, 257])
 def test_sizes(count: int) -> None:
     frame = outer.frame(outer.tunnelled(vxlan_tunnel(4789, 1), outer.frame(packet(4)), *ENDS[4]))

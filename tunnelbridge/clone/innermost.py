@@ -16,7 +16,7 @@ import numpy as np
 from tunnelbridge.batch import Column, Flags, Octets
 from tunnelbridge.wire import ethernet, ipv4
 from tunnelbridge.wire.flow import ADDRESSES6, MACS, Flows, Words, fold6, mix, read_packet_flows
-from tunnelbridge.wire.layer import Codes
+from tunnelbridge.wire.layer import UNKNOWN, Codes
 from tunnelbridge.wire.octets import load
 
 _SEED: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -59,7 +59,7 @@ def source_hash(memory: Octets, flows: Flows) -> Words:
     Shape (n,). A pool by source address keeps what one host sends together, fragments included.
     """
     source = load(memory, flows.payload, ipv4.HEADER)["source"].astype(np.uint64)
-    is_ip = flows.transport > flows.payload
+    is_ip = flows.protocol != UNKNOWN
     is4 = flows.ethertype == ethernet.IPV4
     if not (is4 & is_ip).all():
         is6 = np.flatnonzero((flows.ethertype == ethernet.IPV6) & is_ip)
