@@ -192,6 +192,15 @@ def test_a_rule_to_a_destination_that_is_not_there_is_left_out() -> None:
     assert "rule first rule is left out: mirror destination gone is not in the document" in lost
 
 
+def test_names_that_would_clash() -> None:
+    """A destination that is called as its pods are labelled; a profile called as an address."""
+    mirror, _ = imported("cn2", documents.CN2.replace("mirrordestinationprofile1", "analyzerpod"))
+    assert set(mirror.pools) == {"analyzerpod-2"}
+    assert urls(mirror, "analyzerpod") == [("juniper://192.0.2.1:9098",)]
+    mirror, _ = imported("nsx", documents.NSX.replace("clone profile", "10.0.0.1"))
+    assert set(mirror.pools) == {"pools-10.0.0.1"}
+
+
 def test_cn2_as_kubectl_lists_it() -> None:
     items = list(yaml.safe_load_all(documents.CN2))
     assert imported("cn2", yaml.safe_dump({"kind": "List", "items": items})) == imported(

@@ -34,6 +34,7 @@ def import_text(kind: str, text: str, name: str = "document") -> tuple[str, list
     draft = Draft()
     try:
         read(text, draft)
+        toml = draft.toml()
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
     except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -41,6 +42,5 @@ def import_text(kind: str, text: str, name: str = "document") -> tuple[str, list
         raise UsageError(
             f"{name}: is not of the form that {kind} documents have: {error}"
         ) from None
-    toml = draft.toml()
     loads(toml, f"what {name} became")
     return toml, draft.issues

@@ -9,6 +9,7 @@ from typing import Any, Final
 import tomli_w
 from pydantic import ValidationError
 
+from tunnelbridge.clone.neighbours import is_member
 from tunnelbridge.config.load import key_path
 from tunnelbridge.config.problems import from_pydantic
 from tunnelbridge.config.values import LONGEST_INTERFACE, Table
@@ -23,6 +24,8 @@ _ORDER: Final = (
     "policies",
     "destinations",
 )
+_NAMED_TOGETHER: Final = (("pools", "destinations", "tunnels"), ("sessions", "policies"))
+"""Tables in which one name must not stand twice."""
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 SHORTEST_PACKET: Final = 14
 """Octets: an Ethernet header, the least that a clone keeps."""
@@ -45,12 +48,16 @@ class Draft:
             self.issues.append(line)
 
     def add(self, table: str, name: str, value: Any) -> str:
-        """Put ``value`` under a name that is allowed and free; return that name."""
+        """Put ``value``, without what is None, under a free name that is allowed; return it."""
         cleaned = _NOT_IN_NAMES.sub("-", name).strip("-_.") or table
+        if is_member(cleaned):  # an address would be taken for a member
+            cleaned = f"{table}-{cleaned}"
+        alike = next((group for group in _NAMED_TOGETHER if table in group), (table,))
+        taken = {each for one in alike for each in self.tables[one]}
         wanted, number = cleaned, 2
-        while wanted in self.tables[table]:
+        while wanted in taken:
             wanted, number = f"{cleaned}-{number}", number + 1
-        self.tables[table][wanted] = value
+        self.tables[table][wanted] = without_none(value) if isinstance(value, dict) else value
         return wanted
 
     def valid(self, model: type[Table], value: dict[str, Any], what: str) -> dict[str, Any] | None:
