@@ -96,6 +96,11 @@ def test_an_fdb_with_several_tunnels_replicates() -> None:
             Way("10.10.10.10", (GRE,), "02:00:00:00:00:05"),
         ),
         ('via = "dc2"', 'rewrite = "mac"', Way("10.10.10.10", (GRE,), MAC)),
+        (
+            'via = "vxlan://h"',
+            'rewrite = "mac"',
+            Way("10.10.10.10", ("vxlan://h",), MAC),
+        ),  # before FDB
         ('via = "dc2"', 'rewrite = "mac+ip"', Way("10.10.10.10", (GRE,), MAC, "10.10.10.10")),
         ("weight = 3", 'rewrite = "none"', Way("10.10.10.10", (GRE,), weight=3)),
         (
