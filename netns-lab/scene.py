@@ -11,7 +11,7 @@ them), ``build(scene)`` and ``run(scene)``. Its docstring begins with its title 
         scene.link("client:eth0 192.0.2.1/24", "host:eth0 192.0.2.2/24")
 
     def run(scene):
-        sender = scene.start(SEND, ready="cloning")
+        sender = scene.start(SEND, CLONING)
         scene.check(..., "what is true")
 """
 
@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import compare
 import truth
 from compare import Frame
 from netlab import End, Lab
 from process import LabError, Process, wait_until
-from report import Report
+from report import Report, end
 
+T = TypeVar("T")
+CLONING = "cloning"
+"""What ``tunnelbridge send`` says when every packet from now on is seen."""
 WIDTH = 96
 """Columns in which a command is printed."""
 
@@ -61,6 +64,7 @@ class Scene:
         self.lab, self.report = lab, report
         self.namespaces: dict[str, str] = {}
         self.links: list[tuple[End, End]] = []
+        self.senders: list[Process] = []
         self._numbers = itertools.count(1)
 
     @property
@@ -81,7 +85,7 @@ class Scene:
         for role in roles:
             self.lab.setting(self.namespaces[role], "net/ipv4/ip_forward", "1")
 
-    def end(self, name: str) -> End:
+    def place(self, name: str) -> End:
         """Return namespace and interface of ``"host:eth0"``."""
         role, _, interface = name.partition(":")
         return self.namespaces[role], interface
@@ -94,7 +98,7 @@ class Scene:
         ends, macs, addresses = [], [], []
         for text in (a, b):
             name, *words = text.split()
-            ends.append(self.end(name))
+            ends.append(self.place(name))
             macs.append(next((word for word in words if "/" not in word), None))
             addresses.append([word for word in words if "/" in word])
         self.lab.veth(ends[0], ends[1], *macs)
@@ -139,7 +143,16 @@ class Scene:
         words = command.line.split()
         name = f"{next(self._numbers):02}-{Path(words[0]).name}"
         shell = ["sh", "-c", f"exec {command.line}"]
-        return self.lab.start(name, shell, self.namespaces[command.host], ready)
+        process = self.lab.start(name, shell, self.namespaces[command.host], ready)
+        if ready == CLONING:
+            self.senders.append(process)
+        return process
+
+    def end(self, sender: Process, stats: str) -> dict[str, Any]:
+        """End one of our programs as Ctrl-C does; return its ledger."""
+        if sender in self.senders:
+            self.senders.remove(sender)
+        return end(sender, self.folder / stats)
 
     def do(self, command: Command, seconds: float = 30, *, quiet: bool = False) -> str:
         """Type a command and wait for its end; return what it printed."""
@@ -166,15 +179,33 @@ class Scene:
         finally:
             os.sched_setaffinity(0, allowed)
 
+    def exchange(self, serve: Command, ask: Command, *, quiet: bool = False) -> str:
+        """Type a server that takes one connection, then a client; return what the client got."""
+        with self.one_processor():
+            server = self.start(serve, "Listening", quiet=quiet)
+            answer = self.do(ask, quiet=quiet)
+        server.wait(20)
+        return answer
+
+    def until(self, condition: Callable[[], T], what: str) -> T:
+        """Return the first true value of ``condition``; LabError if a sender ends, or never."""
+
+        def looked() -> T:
+            for sender in self.senders:
+                sender.running()  # or raises, with its last words
+            return condition()
+
+        return wait_until(looked, 20, what)
+
     def listen(self, name: str, snaplen: int = 2048) -> Judge:
         """Let a tcpdump write what passes ``"host:eth0"``: the judge."""
-        namespace, interface = self.end(name)
+        namespace, interface = self.place(name)
         label = name.replace(":", "-")
         return Judge(*truth.capture(self.lab, label, namespace, interface, snaplen))
 
     def wire(self, name: str) -> Judge:
         """Record what is on the wire of ``"host:eth0"``, offloads undone by the kernel (truth.py)."""
-        return Judge(*truth.record(self.lab, *self.end(name)))
+        return Judge(*truth.record(self.lab, *self.place(name)))
 
     # --- telling ---
 

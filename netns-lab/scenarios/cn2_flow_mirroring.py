@@ -19,9 +19,7 @@ from __future__ import annotations
 from collections import Counter
 
 from compare import Frame, tcp
-from process import wait_until
-from report import end
-from scene import Command, Scene
+from scene import CLONING, Command, Scene
 from unwrap import unwrap
 
 MAC, FOUND = "02:00:00:00:09:09", "02:00:00:00:08:08"
@@ -95,7 +93,7 @@ SEND = Command(
     "node", "tunnelbridge send --config mirror.toml --control send.sock --stats sender.json"
 )
 SERVE = Command("server", "nc -v -n -N -l 192.0.2.65 {0} < answer.txt")
-ASK = Command("client", "nc -n -N 192.0.2.65 {0} < question.txt")
+ASK = Command("client", "nc -n 192.0.2.65 {0} < question.txt")
 EXPECTED = {
     80: ("juniper", 0, "10.87.88.88"),
     81: ("vxlan", 9, "198.51.100.129"),
@@ -137,17 +135,16 @@ def build(scene: Scene) -> None:
 def run(scene: Scene) -> None:
     wire = scene.wire("node:veth-server")
     judges = [scene.listen(f"{each}:eth0") for each in ("external", "analyzer-1", "analyzer-2")]
-    sender = scene.start(SEND, "cloning")
+    sender = scene.start(SEND, CLONING)
     for n, port in enumerate(EXPECTED, start=1):
-        scene.start(SERVE.filled(port), "Listening")
-        scene.do(ASK.filled(port))
+        scene.exchange(SERVE.filled(port), ASK.filled(port))
         wire.settled(2 * n)
     original = tcp(wire.frames())
     mirrored = sum(port_of(frame) != 90 for frame in original)
-    wait_until(
-        lambda: sum(len(unwrap(each.frames())) for each in judges) >= mirrored, 20, "the last clone"
+    scene.until(
+        lambda: sum(len(unwrap(each.frames())) for each in judges) >= mirrored, "the last clone"
     )
-    sent = end(sender, scene.folder / "sender.json")
+    sent = scene.end(sender, "sender.json")
 
     scene.heading("Is it true?")
     carried = [each for judge in judges for each in unwrap(judge.stop())]

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import compare
 from compare import tcp
-from process import wait_until
-from report import end
-from scene import Command, Scene
+from scene import CLONING, Command, Scene
 from unwrap import inner, unwrap
 
 MAC = "02:00:0a:0a:0a:0a"
@@ -44,7 +42,7 @@ SERVE = Command("bigip", "nc -v -n -N -l 192.0.2.2 80 < answer.txt")
 SEND = Command(
     "bigip", "tunnelbridge send --config mirror.toml --control send.sock --stats sender.json"
 )
-ASK = Command("client", "nc -N 192.0.2.2 80 < question.txt")
+ASK = Command("client", "nc -n 192.0.2.2 80 < question.txt")
 COMMANDS = (TRY, DUMP, SERVE, SEND, ASK)
 NEEDS = ("nc", "tc", "ethtool")
 
@@ -71,16 +69,14 @@ def run(scene: Scene) -> None:
     code = refused.wait(20)
     wire, far = scene.wire("bigip:eth0"), scene.listen("member:eth0")
     dump = scene.start(DUMP, "listening on")
-    scene.start(SERVE, "Listening")
-    sender = scene.start(SEND, "cloning")
-    with scene.one_processor():
-        answer = scene.do(ASK)
+    sender = scene.start(SEND, CLONING)
+    answer = scene.exchange(SERVE, ASK)
     original = tcp(wire.settled(2))
-    wait_until(lambda: len(tcp(inner(far.frames()))) >= len(original), 20, "the last clone")
-    sent = end(sender, scene.folder / "sender.json")
+    scene.until(lambda: len(tcp(inner(far.frames()))) >= len(original), "the last clone")
+    sent = scene.end(sender, "sender.json")
 
     scene.heading("tcpdump at the member")
-    scene.show(wait_until(lambda: dump.out.read_text().splitlines(), 5, "tcpdump's lines"), 3)
+    scene.show(scene.until(lambda: dump.out.read_text().splitlines(), "tcpdump's lines"), 3)
     scene.heading("Is it true?")
     why = refused.last_words()
     told = f"no FDB entry for {MAC}" in why and "K17567" in why and code in (1, 2)

@@ -19,9 +19,8 @@ import socket
 
 from compare import tcp
 from netlab import inside
-from process import Process, wait_until
-from report import end
-from scene import Command, Scene
+from process import Process
+from scene import CLONING, Command, Scene
 from unwrap import inner, unwrap
 
 RECEIVE = Command("receiver", "collector listen --gre --tap tun0 --stats collector.json")
@@ -31,7 +30,7 @@ SEND = Command(
     "bigip",
     "tunnelbridge send -i eth0 -i up0 --to 'gre://198.51.100.7?ttl=255' --stats sender.json",
 )
-ASK = Command("client", "nc -N 192.0.2.2 8080 < question.txt")
+ASK = Command("client", "nc -n 192.0.2.2 8080 < question.txt")
 COMMANDS = (RECEIVE, DUMP, SERVE, SEND, ASK)
 NEEDS = ("nc", "tc", "ethtool")
 
@@ -57,14 +56,13 @@ def run(scene: Scene) -> None:
         wire, far = scene.wire("bigip:eth0"), scene.listen("receiver:eth0")
         collector = scene.start(RECEIVE, "listening")
         dump = scene.start(DUMP, "listening on")
-        scene.start(SERVE, "Listening")
-        sender = scene.start(SEND, "cloning")
-        answer = scene.do(ASK)
+        sender = scene.start(SEND, CLONING)
+        answer = scene.exchange(SERVE, ASK)
         original = tcp(wire.settled(2))
-        wait_until(lambda: len(tcp(inner(far.frames()))) >= len(original), 20, "the last clone")
-        lines = wait_until(lambda: _lines(dump, len(original)), 20, "tcpdump's lines")
-        sent = end(sender, scene.folder / "sender.json")
-        received = end(collector, scene.folder / "collector.json")
+        scene.until(lambda: len(tcp(inner(far.frames()))) >= len(original), "the last clone")
+        lines = scene.until(lambda: _lines(dump, len(original)), "tcpdump's lines")
+        sent = scene.end(sender, "sender.json")
+        received = scene.end(collector, "collector.json")
         datagrams = _read_all(plain)
 
     scene.heading("tcpdump on tun0 of the receiver")

@@ -16,9 +16,7 @@ and carries every frame for its MAC through the member's tunnel.
 from __future__ import annotations
 
 from compare import Frame, difference, tcp
-from process import wait_until
-from report import end
-from scene import Command, Scene
+from scene import CLONING, Command, Scene
 from unwrap import inner
 
 MAC = "02:00:0a:0a:0a:0a"
@@ -53,7 +51,7 @@ ARPING = Command("bigip", "ping -n -c 1 -W 1 10.10.10.10")
 NEIGHBOUR = Command("bigip", "ip neigh show 10.10.10.10")
 POOL = Command("bigip", "nft -f clone-pool.nft")
 SERVE = Command("bigip", "nc -v -n -N -l 192.0.2.2 80 < answer.txt")
-ASK = Command("client", "nc -n -N 192.0.2.2 80 < question.txt")
+ASK = Command("client", "nc -n 192.0.2.2 80 < question.txt")
 COMMANDS = (SEND, POOL, SERVE, ASK, NEIGHBOUR)
 NEEDS = ("nft", "nc", "ping", "tc", "ethtool")
 QUESTION = "GET /clone HTTP/1.0\r\n\r\n"
@@ -83,16 +81,15 @@ def build(scene: Scene) -> None:
 def run(scene: Scene) -> None:
     lan, far = scene.wire("stand-in:eth1"), scene.listen("member:eth0")
     cable = scene.listen("client:eth0")
-    sender = scene.start(SEND, "cloning")
+    sender = scene.start(SEND, CLONING)
     scene.do(POOL)
-    scene.start(SERVE, "Listening")
-    answer = scene.do(ASK)
+    answer = scene.exchange(SERVE, ASK)
     count = len(tcp(cable.settled(2)))
-    clones = wait_until(lambda: whole(tcp(lan.frames()), count), 20, "the bigip's clones")
-    wait_until(lambda: len(tcp(inner(far.frames()))) >= len(clones), 20, "the last clone")
+    clones = scene.until(lambda: whole(tcp(lan.frames()), count), "the bigip's clones")
+    scene.until(lambda: len(tcp(inner(far.frames()))) >= len(clones), "the last clone")
     neighbour = scene.do(NEIGHBOUR)
     silence = scene.start(ARPING).wait(10)
-    sent = end(sender, scene.folder / "sender.json")
+    sent = scene.end(sender, "sender.json")
 
     scene.heading("The bigip's neighbour table")
     scene.show(neighbour.splitlines())

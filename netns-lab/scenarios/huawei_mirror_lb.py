@@ -18,9 +18,7 @@ from __future__ import annotations
 from collections import Counter
 
 from compare import Frame, tcp
-from process import wait_until
-from report import end
-from scene import Command, Judge, Scene
+from scene import CLONING, Command, Judge, Scene
 from unwrap import Carried, unwrap
 
 CONFIG = """
@@ -62,7 +60,7 @@ DUMPS = tuple(
     for target in ("target-01", "target-02")
 )
 SERVE = Command("ecs-source", "nc -v -n -N -l 192.168.0.230 1234 < answer.txt")
-TALK = Command("ecs-test-a", "nc -n -N 192.168.0.230 1234 < question.txt")
+TALK = Command("ecs-test-a", "nc -n 192.168.0.230 1234 < question.txt")
 OTHER = Command("ecs-test-a", "nc -n -z -w 1 192.168.0.230 1235")
 CURE = Command("ecs-source", "sed -i s/round-robin/flow/ mirror.toml")
 RELOAD = Command("ecs-source", "tunnelbridge reload --control send.sock")
@@ -93,14 +91,14 @@ def run(scene: Scene) -> None:
     wire = scene.wire("ecs-source:eth0")
     targets = [scene.listen(f"{name}:eth0") for name in ("target-01", "target-02")]
     dumps = [scene.start(each, "listening on") for each in DUMPS]
-    sender = scene.start(SEND, "cloning")
+    sender = scene.start(SEND, CLONING)
     split = connection(scene, wire, targets)
     scene.start(OTHER).wait(10)  # refused; the filter has no rule for its port
     scene.do(CURE)
     changes = scene.do(RELOAD)
     whole = [connection(scene, wire, targets, quiet=n > 0) for n in range(CONNECTIONS)]
     print(f"   … and so {CONNECTIONS} times")
-    sent = end(sender, scene.folder / "sender.json")
+    sent = scene.end(sender, "sender.json")
 
     scene.heading("tcpdump at target-01, as in the document")
     scene.show(dumps[0].out.read_text().splitlines(), 4)
@@ -140,16 +138,14 @@ def connection(
 ) -> list[list[Carried]]:
     """Let the two talk once; return what each target has got of it."""
     before, already = len(tcp(wire.frames())), [len(unwrap(each.frames())) for each in targets]
-    server = scene.start(SERVE, "Listening", quiet=quiet)
-    scene.do(TALK, quiet=quiet)
-    server.stop()
-    packets = wait_until(lambda: whole_connection(tcp(wire.frames())[before:]), 20, "its end")
+    scene.exchange(SERVE, TALK, quiet=quiet)
+    packets = scene.until(lambda: whole_connection(tcp(wire.frames())[before:]), "its end")
 
     def arrived() -> list[list[Carried]]:
         parts = [unwrap(each.frames())[n:] for each, n in zip(targets, already, strict=True)]
         return parts if sum(map(len, parts)) >= len(packets) else []
 
-    return wait_until(arrived, 20, "the clones of a connection")
+    return scene.until(arrived, "the clones of a connection")
 
 
 def whole_connection(frames: list[Frame]) -> list[Frame]:

@@ -23,9 +23,7 @@ from collections import Counter
 from typing import Any
 
 from compare import Frame
-from process import wait_until
-from report import end
-from scene import Command, Judge, Scene
+from scene import CLONING, Command, Judge, Scene
 from unwrap import inner
 
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
@@ -96,14 +94,14 @@ def run(scene: Scene) -> None:
     cables = [scene.listen(f"bridge:port-{name}") for name in ADDRESSES]
     returned = scene.listen("router:eth0")
     scene.do(TRANSLATE)
-    senders = [scene.start(each, "cloning") for each in SENDERS]
+    senders = [scene.start(each, CLONING) for each in SENDERS]
     scene.do(FIRST)
-    wait_until(lambda: is_quiet(scene, [returned]), 20, "the first loop to end")
+    scene.until(lambda: is_quiet(scene, [returned]), "the first loop to end")
     first = len(returned.frames())
     for each in PINGS:
         scene.do(each)
-    quiet = wait_until(lambda: is_quiet(scene, [*cables, returned]), 20, "the cables to be quiet")
-    sent = [end(p, scene.folder / f"{c.host}.json") for p, c in zip(senders, SENDERS, strict=True)]
+    quiet = scene.until(lambda: is_quiet(scene, [*cables, returned]), "the cables to be quiet")
+    sent = [scene.end(p, f"{c.host}.json") for p, c in zip(senders, SENDERS, strict=True)]
 
     # a clone between a and b passes both their cables, each clone of c goes out and comes back
     paired = told([frame for each in cables for frame in each.stop()])

@@ -19,9 +19,7 @@ from typing import Any
 
 import compare
 from compare import Frame, tcp
-from process import wait_until
-from report import end
-from scene import Command, Judge, Scene
+from scene import CLONING, Command, Judge, Scene
 
 SERVERS = {f"198.51.100.{10 + n}": f"02:00:00:00:01:{10 + n}" for n in (1, 2, 3)}
 DUMMY = "02:00:00:00:02:50"
@@ -48,7 +46,7 @@ SEND = Command(
 )
 PING = Command("client", "ping -n -q -c 150 -i 0.005 192.0.2.2")
 SERVE = Command("se", "nc -v -n -N -l 192.0.2.2 80 < answer.txt")
-ASK = Command("client", "nc -N 192.0.2.2 80 < question.txt")
+ASK = Command("client", "nc -n 192.0.2.2 80 < question.txt")
 SHOW = Command("se", "tunnelbridge show stats --control send.sock")
 JSON = Command("se", "tunnelbridge show stats --json --control send.sock")
 COMMANDS = (SEND, PING, SERVE, ASK, SHOW, JSON)
@@ -74,19 +72,18 @@ def run(scene: Scene) -> None:
     wire = scene.wire("se:eth0")
     servers = {mac: scene.listen(f"clone-{n}:eth0") for n, mac in enumerate(SERVERS.values(), 1)}
     sniffer = scene.listen("sniffer:eth0")
-    sender = scene.start(SEND, "cloning")
+    sender = scene.start(SEND, CLONING)
     scene.do(PING)
-    scene.start(SERVE, "Listening")
-    scene.do(ASK)
+    scene.exchange(SERVE, ASK)
     original = wire.settled(2)
-    wait_until(lambda: len(to(DUMMY, sniffer)) >= len(tcp(original)), 20, "the sniffer's clones")
-    wait_until(
+    scene.until(lambda: len(to(DUMMY, sniffer)) >= len(tcp(original)), "the sniffer's clones")
+    scene.until(
         lambda: sum(len(to(mac, each)) for mac, each in servers.items()) >= 3 * EACH,
-        20, "the servers' clones",
-    )  # fmt: skip
-    told = wait_until(lambda: settled(scene), 10, "the counters")
+        "the servers' clones",
+    )
+    told = scene.until(lambda: settled(scene), "the counters")
     shown = scene.do(SHOW)
-    sent = end(sender, scene.folder / "sender.json")
+    sent = scene.end(sender, "sender.json")
 
     scene.heading("The counters, with NSX's names")
     scene.show(shown.splitlines(), 24)

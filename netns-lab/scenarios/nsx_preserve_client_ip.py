@@ -18,9 +18,7 @@ back, in both directions, from the kernel's connection tracking.
 from __future__ import annotations
 
 from compare import Frame, tcp
-from process import wait_until
-from report import end
-from scene import Command, Scene
+from scene import CLONING, Command, Scene
 from unwrap import Carried, unwrap
 
 CLIENT, ENGINE, SERVER = "192.0.2.1", "203.0.113.1", "203.0.113.7"
@@ -54,7 +52,7 @@ SERVE = Command("server", "nc -v -n -N -l 203.0.113.7 80 < answer.txt")
 SEND = Command(
     "se", "tunnelbridge send --config mirror.toml --control send.sock --stats sender.json"
 )
-ASK = Command("client", "nc -N 203.0.113.7 80 < question.txt")
+ASK = Command("client", "nc -n 203.0.113.7 80 < question.txt")
 WRONG = Command(
     "ids",
     "tshark -r ids-eth0.pcap -o ip.check_checksum:TRUE -o tcp.check_checksum:TRUE"
@@ -83,13 +81,11 @@ def run(scene: Scene) -> None:
     scene.do(TRANSLATE)
     front, ids = scene.listen("client:eth0"), scene.listen("ids:eth0")
     wire = scene.wire("se:back0")
-    scene.start(SERVE, "Listening")
-    sender = scene.start(SEND, "cloning")
-    with scene.one_processor():
-        answer = scene.do(ASK)
+    sender = scene.start(SEND, CLONING)
+    answer = scene.exchange(SERVE, ASK)
     count = len(tcp(wire.settled(2)))
-    wait_until(lambda: len(unwrap(ids.frames())) >= 2 * count, 20, "the last clone")
-    sent = end(sender, scene.folder / "sender.json")
+    scene.until(lambda: len(unwrap(ids.frames())) >= 2 * count, "the last clone")
+    sent = scene.end(sender, "sender.json")
     carried = unwrap(ids.stop())
     wrong = scene.do(WRONG)
 

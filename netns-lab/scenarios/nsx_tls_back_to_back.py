@@ -14,9 +14,7 @@ in the clear, and vs1 clones that link to an IDS beyond a router. The same serve
 from __future__ import annotations
 
 from compare import Frame, holds, tcp
-from process import wait_until
-from report import end
-from scene import Command, Scene
+from scene import CLONING, Command, Scene
 from unwrap import inner
 
 SECRET = "the balance of account 4711 is 12,345.67"
@@ -100,11 +98,11 @@ def run(scene: Scene) -> None:
     for command, port in ((SERVE, 443), (SECOND, 8080), (FIRST, 443)):
         scene.start(command)
         scene.wait_for_port(command.host, port)
-    sender = scene.start(SEND, "cloning")
+    sender = scene.start(SEND, CLONING)
     answer = scene.do(ASK)
     count = len(tcp(wire.settled(2)))
-    wait_until(lambda: len(inner(ids.frames())) >= count, 20, "the last clone")
-    sent = end(sender, scene.folder / "sender.json")
+    scene.until(lambda: len(inner(ids.frames())) >= count, "the last clone")
+    sent = scene.end(sender, "sender.json")
     clones = inner(ids.stop())
     read = scene.do(READ)
 

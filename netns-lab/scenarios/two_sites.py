@@ -18,9 +18,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from compare import Frame, tcp
-from process import wait_until
-from report import end
-from scene import Command, Scene
+from scene import CLONING, Command, Scene
 from unwrap import inner
 
 CONFIG = """
@@ -83,19 +81,19 @@ def build(scene: Scene) -> None:
 def run(scene: Scene) -> None:
     sights = {name: scene.listen(f"{name}:eth0") for name in MEMBERS}
     links = {site: scene.listen(f"{site}:c0") for site in ("site-a", "site-b")}
-    senders = [scene.start(each, "cloning") for each in SENDERS]
+    senders = [scene.start(each, CLONING) for each in SENDERS]
     scene.start(SERVE, "Listening")
     for n in range(CONNECTIONS):
         scene.do(CONNECT, quiet=n > 0)
     print(f"   … and so {CONNECTIONS} times")
-    wait_until(lambda: all(ended(tcp(link.frames())) for link in links.values()), 20, "the ends")
+    scene.until(lambda: all(ended(tcp(link.frames())) for link in links.values()), "the ends")
     seen = {site: tcp(link.frames()) for site, link in links.items()}
     total = sum(map(len, seen.values()))
-    wait_until(
+    scene.until(
         lambda: sum(len(tcp(inner(each.frames()))) for each in sights.values()) >= total,
-        20, "the last clone",
-    )  # fmt: skip
-    sent = [end(p, scene.folder / f"{c.host}.json") for p, c in zip(senders, SENDERS, strict=True)]
+        "the last clone",
+    )
+    sent = [scene.end(p, f"{c.host}.json") for p, c in zip(senders, SENDERS, strict=True)]
 
     scene.heading("Is it true?")
     for site, frames in seen.items():

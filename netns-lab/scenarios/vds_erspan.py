@@ -20,9 +20,7 @@ from pathlib import Path
 
 import compare
 from compare import Frame, tcp
-from process import wait_until
-from report import end
-from scene import Command, Scene
+from scene import CLONING, Command, Scene
 from unwrap import unwrap
 
 LOOK = Command("wireshark", "tshark -q -i eth0 -f 'proto gre' -F pcap -w erspan.pcap")
@@ -32,7 +30,7 @@ SEND = Command(
     "tunnelbridge send -i vif-a --to 'erspan2://198.51.100.9?session=2'"
     " --to 'erspan3://198.51.100.9?session=3&granularity=1588' --stats sender.json",
 )
-GET = Command("vm-a", "nc -N 192.0.2.2 80 < request.txt")
+GET = Command("vm-a", "nc -n 192.0.2.2 80 < request.txt")
 SPLIT = Command("wireshark", "tshark -r erspan.pcap -Y erspan.spanid=={0} -F pcap -w {0}.pcap")
 FOLLOW = Command("wireshark", "tshark -r {0}.pcap -q -z follow,tcp,raw,0")
 COMMANDS = (LOOK, SERVE, SEND, GET, *(c.filled(n) for n in (2, 3) for c in (SPLIT, FOLLOW)))
@@ -59,14 +57,12 @@ def build(scene: Scene) -> None:
 def run(scene: Scene) -> None:
     wire, up = scene.wire("esxi:vif-a"), scene.listen("esxi:up0")
     looking = scene.start(LOOK, "Capturing on")
-    scene.start(SERVE, "Listening")
-    sender = scene.start(SEND, "cloning")
-    with scene.one_processor():
-        page = scene.do(GET)
+    sender = scene.start(SEND, CLONING)
+    page = scene.exchange(SERVE, GET)
     original = tcp(wire.settled(2))
     seen = scene.folder / "erspan.pcap"
-    wait_until(lambda: len(carried(seen)) >= 2 * len(original), 20, "the clones in tshark's file")
-    sent = end(sender, scene.folder / "sender.json")
+    scene.until(lambda: len(carried(seen)) >= 2 * len(original), "the clones in tshark's file")
+    sent = scene.end(sender, "sender.json")
     looking.stop()
     streams = {}
     for session in (2, 3):
