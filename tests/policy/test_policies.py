@@ -150,6 +150,19 @@ def test_a_policy_and_a_session_on_one_source() -> None:
     assert rig.sent("via b") == [tcp(1000, 443)]
 
 
+def test_a_policy_behind_a_session_with_rules_of_its_own() -> None:
+    rules = '{ priority = 1, action = "accept", protocol = "icmp" }'
+    rig = Rig(
+        POOLS
+        + policy(WEB, TO_ONE, priority=2)
+        + f"[filters.f]\ninbound = [{rules}, {rules}, {rules}]\n"
+        + '[sessions.first]\nsources = ["eth0"]\npriority = 1\nfilter = "f"\ntarget = "two"\n'
+    )
+    rig.feed([tcp(1000, 80), reply(1000, 80), tcp(1000, 443)])
+    assert rig.sent("via a") == [tcp(1000, 80), reply(1000, 80)]
+    assert rig.sent("via b") == []
+
+
 def test_known_flows_survive_a_reload_that_does_not_touch_the_rules() -> None:
     text = POOLS + policy(WEB, TO_ONE)
     rig = Rig(text)

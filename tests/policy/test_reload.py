@@ -91,6 +91,19 @@ def test_what_is_removed_is_closed_and_stays_in_the_sums() -> None:
     assert rig.policy.guard.signatures[0].remote == "192.0.2.1"
 
 
+def test_a_session_that_begins_to_cut_gets_tunnels_that_say_so() -> None:
+    text = BEFORE.replace("vxlan://192.0.2.2", "geneve://192.0.2.2").replace('"a"\n', '"b"\n')
+    rig = Rig(text)
+    rig.feed([tcp(1)])
+    rig.apply(text.replace('expression = "tcp"', 'expression = "tcp"\npacket_length = 20'))
+    rig.feed([tcp(2)])
+
+    (packet,) = rig.sockets["b"].packets
+    assert packet.endswith(tcp(2)[:20])
+    assert packet[8] & 0x3F  # RFC 8926: options follow, the original length is in them
+    assert rig.policy.sessions[0].ledger.members[0].num_succeeded == 2
+
+
 def test_a_changed_member_keeps_its_counters() -> None:
     rig = Rig(BEFORE)
     rig.feed([udp(1), udp(2)])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import outer
 import pytest
 from rig import Rig
 
-from tunnelbridge.batch import INBOUND, OUTBOUND
+from tunnelbridge.batch import INBOUND, OUTBOUND, VNET_HEADER, from_packets
 from tunnelbridge.errors import UsageError
 
 TUNNELS = """
@@ -105,15 +106,43 @@ def test_a_sessions_direction(how: str, direction: str, expected: int) -> None:
     assert len(rig.sent("a")) == expected
 
 
+@pytest.mark.parametrize(("direction", "seen"), [("in", OUTBOUND), ("out", INBOUND)])
+def test_a_guests_direction_is_the_cables_other_end(direction: str, seen: int) -> None:
+    more = f'expression = "ip"\ndirection = "{direction}"\nviewpoint = "guest"'
+    rig = Rig(TUNNELS + session("s", "a", more))
+    rig.feed([tcp(1), tcp(2)], [seen, 1 - seen])
+    assert rig.sent("a") == [tcp(1)]
+
+
+def test_segments_go_where_their_super_packet_goes() -> None:
+    rig = Rig(
+        TUNNELS
+        + session("web", "a", 'expression = "tcp port 80"')
+        + session("rest", "b", "priority = 2")
+    )
+    payload = bytes(number % 251 for number in range(300))
+    long = outer.frame(outer.ipv4(outer.tcp(payload, 40000, 80), 6, "10.0.0.1", "10.0.0.2"))
+    batch = from_packets([udp(53), long, udp(54)])
+    batch.vnet = np.zeros(3, VNET_HEADER)
+    batch.vnet[1] = (1, 1, 54, 100, 34, 16)  # TCP over IPv4, segments of 100 octets
+    rig.pipeline.process(batch, rig.selection())
+
+    assert b"".join(frame[54:] for frame in rig.sent("a")) == payload
+    assert [len(frame) for frame in rig.sent("a")] == [154, 154, 154]
+    assert rig.sent("b") == [udp(53), udp(54)]
+    assert rig.policy.ledger.balances()
+
+
 def test_sources_by_name_glob_and_namespace() -> None:
     rig = Rig(
         TUNNELS
         + session("named", "a", sources='["eth0"]')
         + session("globbed", "b", sources='["veth*", "blue:eth?"]')
+        + session("red", "c", sources='["red:any"]')
     )
-    for source in ("eth0", "eth1", "veth7", "blue:eth0", "blue:veth7", "red:eth0", "lo"):
+    for source in ("eth0", "eth1", "veth7", "blue:eth0", "blue:veth7", "red:eth0", "lo", "red:lo"):
         rig.feed([tcp(80)], source=source)
-    assert rig.counts() == {"a": 1, "b": 2}
+    assert rig.counts() == {"a": 1, "b": 2, "c": 1}
 
 
 def test_a_session_that_is_disabled_takes_nothing_away() -> None:

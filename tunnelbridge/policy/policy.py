@@ -141,9 +141,9 @@ class Policy:
 
     def _session(self, plan: SessionPlan, former: Session | None) -> Session:
         """Return the session of a plan, with all that it has in common with a former one."""
-        if former is not None and former.plan == plan:
-            return former
-        own = {group.plan: group for group in former.groups} if former else {}
+        own = {}
+        if former is not None and _may_cut(former.plan) == _may_cut(plan):
+            own = {group.plan: group for group in former.groups}
         members = {
             member.plan.ip: member
             for group in (former.groups if former else ())
@@ -153,9 +153,9 @@ class Policy:
         return Session(plan, groups, former)
 
     def _group(self, session: SessionPlan, plan: GroupPlan, former: Mapping[str, Member]) -> Group:
-        may_cut = session.packet_length is not None
+        cut = _may_cut(session)
         members = [
-            Member(each, [self._tunnels[target, may_cut] for target in each.targets])
+            Member(each, [self._tunnels[target, cut] for target in each.targets])
             for each in plan.members
         ]
         for member in members:
@@ -185,10 +185,15 @@ class Policy:
             self.ledger.tunnels.append(self._closed)
 
 
+def _may_cut(session: SessionPlan) -> bool:
+    """Whether the session cuts: some encapsulations then tell the original length."""
+    return session.packet_length is not None
+
+
 def _keys(plan: Plan) -> dict[TunnelKey, None]:
     """Return the tunnels that a plan needs, in order, once each."""
     return {
-        (target, session.packet_length is not None): None
+        (target, _may_cut(session)): None
         for session in plan.sessions
         for group in session.groups
         for member in group.members

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tunnelbridge import bpf
 from tunnelbridge.batch import INBOUND, OUTBOUND, Column, Flags
-from tunnelbridge.clone import bpf
 from tunnelbridge.clone.classifier import Bits, Classifier
 from tunnelbridge.clone.flow_table import FlowTable, flow_key
 from tunnelbridge.clone.rules import Direction, Rule
