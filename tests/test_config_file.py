@@ -391,6 +391,8 @@ def test_a_wrong_destination(fields: str, reason: str) -> None:
 
 def test_every_mistake_is_told_at_once() -> None:
     lines = mistakes("""
+        [tunnels]
+        t = "gre://h?kei=1"
         [arp]
         "zz" = "1"
         [pools.p]
@@ -401,6 +403,7 @@ def test_every_mistake_is_told_at_once() -> None:
         priority = 0
     """)
     assert [line.partition(" ")[2].partition(":")[0] for line in lines] == [
+        'tunnels.t = "gre',
         "arp.zz",
         'arp.zz = "1"',
         "pools.p.members[0].weight = -1",

@@ -8,7 +8,7 @@ from tunnelbridge.config.pools import Destination, Pool, StandIn
 from tunnelbridge.config.rules import Filter
 from tunnelbridge.config.sessions import Policy, Session
 from tunnelbridge.config.tunnel import MtuPolicy
-from tunnelbridge.config.values import Arp, Fdb, Name, Table
+from tunnelbridge.config.values import Arp, Fdb, Name, Table, TunnelUrl
 
 
 class Mirror(Table):
@@ -19,7 +19,7 @@ class Mirror(Table):
 
     mtu: MtuPolicy = MtuPolicy.FRAGMENT
     """What happens to clones that the path cannot carry whole, for tunnels that do not say."""
-    tunnels: dict[Name, str] = Field(default_factory=dict)
+    tunnels: dict[Name, TunnelUrl] = Field(default_factory=dict)
     """Names for tunnels: ENCAP://REMOTE[:PORT][?option=value&…]."""
     arp: Arp = Field(default_factory=dict)
     """Static ARP and neighbour discovery: a member's IP address to its MAC address."""

@@ -12,7 +12,6 @@ from tunnelbridge.config.targets import (
     mac_of,
     resolve,
     selected,
-    specify,
     way_of_member,
     way_to,
 )
@@ -61,8 +60,6 @@ def _names(mirror: Mirror) -> Iterator[Problem]:
 
 
 def _tunnels(mirror: Mirror) -> Iterator[Problem]:
-    for name, url in mirror.tunnels.items():
-        yield from _tried(("tunnels", name), url, specify, url)
     for mac, tunnels in mirror.fdb.items():
         for tunnel in tunnels:
             yield from _tried(("fdb", mac), tunnel, check_tunnel, mirror, tunnel)
@@ -103,7 +100,7 @@ def check_target(mirror: Mirror, target: str) -> None:
     if target in mirror.pools or target in mirror.destinations or target in mirror.tunnels:
         return
     if "://" in target:
-        specify(target)
+        check_tunnel(mirror, target)
     elif not any(member.ip == target for pool in mirror.pools.values() for member in pool.members):
         resolve(mirror, target)
 

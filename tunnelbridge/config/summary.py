@@ -31,7 +31,7 @@ def _session(mirror: Mirror, one: Session) -> tuple[str, str, list[str]]:
     what = f"all packets{side}"
     if one.filter is not None:
         count = len(mirror.filters[one.filter].rules())
-        what = f"packets{side} that filter {one.filter} ({count} rules) accepts"
+        what = f"packets{side} that filter {one.filter} ({_rules(count)}) accepts"
     elif one.expression is not None:
         what = f"packets{side} with {one.expression}"
     return "session", what, [one.target]
@@ -40,7 +40,7 @@ def _session(mirror: Mirror, one: Session) -> tuple[str, str, list[str]]:
 def _policy(one: Policy) -> tuple[str, str, list[str]]:
     decisions = one.decisions()
     targets = dict.fromkeys(each.mirror for each in decisions if each.mirror is not None)
-    return "policy", f"flows by {len(decisions)} rules", list(targets)
+    return "policy", f"flows by {_rules(len(decisions))}", list(targets)
 
 
 def _group(group: Group) -> str:
@@ -52,6 +52,10 @@ def _group(group: Group) -> str:
     ]
     how = "" if len(ways) == 1 else f" ({group.distribution})"
     return f"{group.name}{how}: {', '.join(ways)}" if ways != [group.name] else group.name
+
+
+def _rules(count: int) -> str:
+    return "1 rule" if count == 1 else f"{count} rules"
 
 
 def _list(values: Iterable[str]) -> str:

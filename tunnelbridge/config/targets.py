@@ -15,7 +15,8 @@ from typing import Final
 
 from tunnelbridge.config.mirror import Mirror
 from tunnelbridge.config.pools import Destination, Distribution, Health, Member, Per, Pool, Rewrite
-from tunnelbridge.config.tunnel import Outer, parse_tunnel
+from tunnelbridge.config.tunnel import parse_tunnel
+from tunnelbridge.config.values import specify
 from tunnelbridge.errors import UsageError
 
 _OFF: Final = Health()
@@ -61,7 +62,9 @@ def resolve(mirror: Mirror, target: str) -> Group:
     if address is not None:
         return Group(target, (way_to(mirror, address),))
     if "=" in target:
-        return _of_labels(mirror, target, Destination.model_construct(labels=parse_selector(target)))
+        return _of_labels(
+            mirror, target, Destination.model_construct(labels=parse_selector(target))
+        )
     known = [*mirror.pools, *mirror.destinations, *mirror.tunnels]
     there = f"there are {', '.join(known)}" if known else "there is none of them"
     raise ValueError(
@@ -128,14 +131,6 @@ def check_tunnel(mirror: Mirror, text: str) -> None:
     elif text not in mirror.tunnels:
         known = ", ".join(mirror.tunnels) or "it is empty"
         raise ValueError(f"is no tunnel: neither a name in [tunnels] ({known}) nor a URL")
-
-
-def specify(url: str) -> Outer:
-    """Return the tunnel of a URL; raises ValueError with the reason alone."""
-    try:
-        return parse_tunnel(url)
-    except UsageError as error:
-        raise ValueError(str(error).removeprefix(f"tunnel {url}: ")) from None
 
 
 def _of_pool(mirror: Mirror, name: str, pool: Pool) -> Group:

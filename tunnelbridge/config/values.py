@@ -24,13 +24,13 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from tunnelbridge.clone.rules import parse_ports, protocol_number
+from tunnelbridge.config.tunnel import LONGEST_INTERFACE, Outer, parse_tunnel
+from tunnelbridge.errors import UsageError
 
 _MAC: Final = re.compile(r"[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}", re.IGNORECASE)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 _SOURCE: Final = re.compile(r"(?:[^\s/:]+:)?[^\s/:]+")
-LONGEST_INTERFACE: Final = 15
-"""IFNAMSIZ of linux/if.h without the closing zero."""
 
 
 class Table(BaseModel):
@@ -181,6 +181,19 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def specify(url: str) -> Outer:
+    """Return the tunnel of a URL; raises ValueError with the reason alone."""
+    try:
+        return parse_tunnel(url)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix(f"tunnel {url}: ")) from None
+
+
+def _tunnel(url: str) -> str:
+    specify(url)
+    return url
+
+
 def keys_once(canonical: Callable[[str], str]) -> Callable[[Any], Any]:
     """Return a check that refuses a table in which two spellings of one key stand."""
 
@@ -218,6 +231,7 @@ FreeLabels = dict[Annotated[str, AfterValidator(_label)], str]
 """Labels that nothing selects by: any text."""
 Source = Annotated[str, AfterValidator(_source)]
 Interface = Annotated[str, AfterValidator(_interface)]
+TunnelUrl = Annotated[str, AfterValidator(_tunnel)]
 Several = BeforeValidator(_several, str | list[str])
 """One, or a list of them."""
 Some = AfterValidator(_some)

@@ -10,7 +10,8 @@ from tunnelbridge.config.load import key_path
 from tunnelbridge.config.mirror import Mirror
 from tunnelbridge.config.rules import SecondaryAction
 from tunnelbridge.config.sessions import Identifier, Mirrored
-from tunnelbridge.config.targets import parse_selector, resolve, selected, specify
+from tunnelbridge.config.targets import parse_selector, resolve, selected
+from tunnelbridge.config.values import specify
 
 OPTIONS: Final[dict[Identifier, str]] = {"vni": "vni", "session_id": "session", "key": "key"}
 """A session's identifiers, and the options of tunnels that they replace."""

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from tunnelbridge.clone.neighbours import is_member
 from tunnelbridge.config.load import key_path
 from tunnelbridge.config.problems import from_pydantic
-from tunnelbridge.config.values import LONGEST_INTERFACE, Table
+from tunnelbridge.config.tunnel import LONGEST_INTERFACE
+from tunnelbridge.config.values import Table
 
 _ORDER: Final = (
     "tunnels",

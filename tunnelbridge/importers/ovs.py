@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from tunnelbridge.config.tunnel import TUNNELS
-from tunnelbridge.config.values import LONGEST_INTERFACE
+from tunnelbridge.config.tunnel import LONGEST_INTERFACE, TUNNELS
 from tunnelbridge.importers.draft import Draft
 from tunnelbridge.importers.values import in_url, json_objects, whole
 
