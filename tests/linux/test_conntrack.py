@@ -488,6 +488,24 @@ def test_a_refresh_finds_what_went_untold(hosts: Hosts) -> None:
         assert len(table) == 0
 
 
+def test_a_connection_that_is_dumped_while_it_dies_is_not_known(hosts: Hosts) -> None:
+    with ConntrackFeed(hosts.nat) as feed:
+        feed.read()
+        talk(hosts, 1)
+        message = feed._sock.recv(4096)
+    status = message.index(struct.pack("=HH", 8, conntrack.STATUS)) + 4
+    dying = struct.unpack_from(">I", message, status)[0] | conntrack.DYING
+    told_alive, told_dying = conntrack._Told(), conntrack._Told()
+    conntrack._read_messages(message, told_alive)
+    conntrack._read_messages(
+        message[:status] + struct.pack(">I", dying) + message[status + 4 :], told_dying
+    )
+    assert len(told_alive.known) == 1
+    assert not told_dying.known
+    for size in range(len(message)):  # nothing is raised whatever a kernel leaves out
+        conntrack._read_messages(message[:size], conntrack._Told())
+
+
 def test_an_empty_feed_costs_little(hosts: Hosts) -> None:
     with ConntrackFeed(hosts.nat) as feed:
         read_all(feed, NatTable())

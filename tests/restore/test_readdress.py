@@ -286,6 +286,18 @@ def test_an_identifier_that_is_cut_off_leaves_the_checksum() -> None:
     assert result[34:] == frame[34:]
 
 
+@pytest.mark.parametrize("size", [91, 92, 93, 200, 400])
+def test_heads_longer_than_the_headers_stay_whole(size: int) -> None:
+    """As the segments of a tunnel's packet have them, down to the inner TCP header."""
+    payload = Raw(random.Random(2).randbytes(300))
+    frames = [bytes(MACS / IP(src="10.0.0.1", dst=f"10.0.0.{row}") / UDP() / payload)
+              for row in range(2, 5)]  # fmt: skip
+    batch = with_heads(from_packets(frames), [size, 0, size])
+    result = readdress(batch, *columns(batch), new_addresses([0, 1, 2], [NEW4] * 3))
+
+    assert frames_of(result) == [changed(frame, NEW4) for frame in frames]
+
+
 @pytest.mark.parametrize("headers", [1, 3, 7, 9])
 def test_long_extension_headers_are_walked(headers: int) -> None:
     internet: Packet = IPv6(src="2001:db8::1", dst="2001:db8::2")

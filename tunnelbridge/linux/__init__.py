@@ -9,6 +9,10 @@ Asking, before packets flow:
 * ``links``        tells when interfaces come, go and change;
 * ``device``       an interface's facts by ioctl, for who has a socket in its namespace.
 
+Asking while packets flow:
+
+* ``conntrack``    which connections have their source translated.
+
 Packets in, from an interface (``send``):
 
 * ``libpcap``      a tcpdump expression as classic BPF, behind the tests that refuse our own mark;
