@@ -231,3 +231,15 @@ def _ipv6(dice: random.Random, plain: bool) -> Packet:
         return Packet(frame, plain=False)
     is_plain = plain and protocol not in PORTS_BEYOND_LIBPCAP
     return Packet(frame, 6, protocol, source, destination, first, second, is_plain)
+
+
+REJECTING = (
+    Rule(accept=False, destination_ports=((0, 65535),)),
+    Rule(accept=False, family=4),
+    Rule(accept=False, family=6),
+    Rule(accept=False, protocol=6),
+    Rule(accept=False, protocol=60),
+    Rule(accept=False, source=IPv4Network("10.0.0.0/8"), source_ports=((0, 65535),)),
+    Rule(accept=False, source=IPv6Network("8000::/1")),
+)
+"""Each before a rule that accepts all: what is odd is accepted although its octets look like that."""

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lab
+from tunnelbridge import bpf
 from tunnelbridge.batch import Batch, from_packets
-from tunnelbridge.clone import bpf
 from tunnelbridge.linux import libc
-from tunnelbridge.linux.bpf_join import REFUSE_ALL, concatenate, join
+from tunnelbridge.linux.bpf_assembler import RETURN, Assembly
+from tunnelbridge.linux.bpf_join import REFUSE_ALL, add_program, join
 from tunnelbridge.linux.libpcap import compile_filter, kernel_takes, refuse_marked
 
 HOSTS = " or ".join(f"host 10.{i % 3}.{i}.{i % 7}" for i in range(70))
@@ -92,8 +93,26 @@ def test_a_load_beyond_the_end_ends_what_follows_too() -> None:
     programs = [compile_filter("ether[100] = 1"), compile_filter("ether proto 0x88b5")]
     short = from_packets([bytes(12) + b"\x88\xb5" + bytes(20)])
     assert verdicts(programs[1], short) == [True]
-    assert verdicts(concatenate(programs), short) == [False]
+    assembly = Assembly()
+    for program in programs:
+        add_program(assembly, program)
+    assembly.add(RETURN, 0)
+    assert verdicts(assembly.program(), short) == [False]
     check_join(programs, short)
+
+
+def test_a_test_of_the_length_leaves_the_registers() -> None:
+    """The load of a header's length is the only one that keeps A; libpcap has no use for that."""
+    keeping = np.array(
+        [(0x00, 0, 0, 7), (0xB1, 0, 0, 14), (0x15, 0, 1, 7), (6, 0, 0, 1), (6, 0, 0, 0)],
+        libc.BPF_INSTRUCTION,
+    )  # ld #7; ldxb 4*([14]&0xf); jeq #7; ret #1; ret #0
+    others = compile_filter("ether proto 0x88b5 and ether[20] = 1 and ether[30] = 1")
+    batch = from_packets([bytes(14), bytes(20), bytes(12) + b"\x88\xb5" + bytes(30)])
+    check_join([keeping, others], batch)
+    joined = join([keeping, others])
+    assert joined is not None
+    assert verdicts(joined, batch) == [False, True, True]
 
 
 def test_long_programs_have_long_jumps() -> None:

@@ -1,8 +1,8 @@
-"""A list of rules as a tcpdump expression, for the kernel's program in front of the classifier.
+"""A list of rules as a tcpdump expression, and the packets that need a closer look than it takes.
 
 The expression never refuses what the list accepts. It accepts more where pcap-filter(7) looks at a
-packet differently than we do: those packets come first in the expression, whatever the rules say of
-them, and the rules follow exactly.
+packet differently than we do: those *odd* packets come first in the expression, whatever the rules
+say of them, and the rules follow exactly. Odd are:
 
 * Tags that are in the frame's octets: rules look behind them.
 * IP headers that are cut off, or of another version or length than they should be.
@@ -59,7 +59,7 @@ def rules_expression(rules: Sequence[Rule], direction: Literal["in", "out"]) -> 
 
     The empty expression accepts everything; None stands for nothing, which libpcap cannot say.
     """
-    accepted = accepted_expression(rules, direction)
+    accepted = _first_match([rule for rule in rules if rule.direction in ("both", direction)])
     if accepted in (EVERYTHING, NOTHING):
         return accepted
     return f"{odd_expression(rules)} or {accepted}"
@@ -71,11 +71,6 @@ def odd_expression(rules: Sequence[Rule]) -> str:
     odd4 = _any(_ODD4 + _ODD4_PORTS if ported else _ODD4)
     odd6 = _any(_ODD6 + _ODD6_PORTS if ported else _ODD6)
     return f"({' or '.join(_TAGGED)} or (ip and {odd4}) or (ip6 and {odd6}))"
-
-
-def accepted_expression(rules: Sequence[Rule], direction: Literal["in", "out"]) -> str | None:
-    """Return what accepts exactly the packets that the rules accept, of those that are not odd."""
-    return _first_match([rule for rule in rules if rule.direction in ("both", direction)])
 
 
 def _first_match(rules: Sequence[Rule]) -> str | None:

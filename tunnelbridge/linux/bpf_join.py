@@ -8,45 +8,29 @@ set what they read, and return constants.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
+from tunnelbridge.linux import bpf_assembler as asm
 from tunnelbridge.linux import libc
 
 LONGEST_PROGRAM: Final = 4096  # BPF_MAXINSNS, linux/bpf_common.h
 RESERVED: Final = 16
 """Room for what is put in front of a joined program."""
 
-# Codes of linux/bpf_common.h
-_RETURN, _JUMP, _JUMP_AT_LEAST, _JUMP_AT_LEAST_X, _SUBTRACT_X = 0x06, 0x05, 0x35, 0x3D, 0x1C
-_LOAD_LENGTH, _LOAD_CELL, _STORE, _LOAD_HEADER_LENGTH = 0x80, 0x60, 0x02, 0xB1
-_ABSOLUTE: Final = {0x20: 4, 0x28: 2, 0x30: 1, _LOAD_HEADER_LENGTH: 1}
+_ABSOLUTE: Final = {
+    asm.LOAD_WORD: 4, asm.LOAD_HALF: 2, asm.LOAD_OCTET: 1, asm.LOAD_HEADER_LENGTH: 1,
+}  # fmt: skip
 """Loads from a fixed place, and how many octets."""
-_INDIRECT: Final = {0x40: 4, 0x48: 2, 0x50: 1}
+_INDIRECT: Final = {asm.LOAD_WORD_X: 4, asm.LOAD_HALF_X: 2, asm.LOAD_OCTET_X: 1}
 """Loads from a place relative to X."""
-_CELL_CODES: Final = (_LOAD_CELL, 0x61, _STORE, 0x03)
-_CELLS: Final = 16  # BPF_MEMWORDS
-_JUMP_CLASS: Final = 0x05
-_FARTHEST: Final = 255
+_CELL_CODES: Final = (asm.LOAD_CELL, asm.LOAD_X_CELL, asm.STORE, asm.STORE_X)
 _NEGATIVE: Final = 0x8000_0000
 """Offsets from here on mean what the kernel knows (SKF_AD_OFF, linux/filter.h), not octets."""
 
-Instruction = tuple[int, int, int, int]
-
-REFUSE_ALL: Final[libc.Program] = np.array([(_RETURN, 0, 0, 0)], libc.BPF_INSTRUCTION)
-
-
-class _Step(NamedTuple):
-    """An instruction whose jumps name labels; None is the instruction that follows."""
-
-    code: int
-    k: int = 0
-    then: int | None = None
-    otherwise: int | None = None
-    label: int | None = None
+REFUSE_ALL: Final[libc.Program] = np.array([(asm.RETURN, 0, 0, 0)], libc.BPF_INSTRUCTION)
 
 
 def join(
@@ -58,66 +42,62 @@ def join(
     """
     distinct = {program.tobytes(): program for program in programs if not _refuses_all(program)}
     for program in distinct.values():
-        if program["code"][0] == _RETURN:
+        if program["code"][0] == asm.RETURN:
             return program[:1]
     ordered = sorted(distinct.values(), key=len)
     if sum(map(len, ordered)) > limit:
-        return None
-    joined = concatenate(ordered, guarded=True)
+        return None  # at once: assembling takes longer
+    if len(ordered) == 1:
+        return ordered[0]
+    assembly = asm.Assembly()
+    for program in ordered:
+        add_program(assembly, program, guarded=program is not ordered[-1])
+    assembly.add(asm.RETURN, 0)
+    joined = assembly.program()
     return joined if len(joined) <= limit else None
 
 
-def concatenate(programs: Sequence[libc.Program], *, guarded: bool = False) -> libc.Program:
-    """Return the programs one behind the other, however long.
+def add_program(assembly: asm.Assembly, program: libc.Program, *, guarded: bool = False) -> None:
+    """Append a program; what it refuses goes on behind it.
 
-    Without ``guarded``, packets that a load refuses are refused by the programs behind it too.
+    Unless ``guarded``, a packet too short for one of its loads is refused for good.
     """
-    if len(programs) == 1:
-        return programs[0]
-    steps: list[_Step] = []
-    label = 0  # each instruction has one, through all programs
-    for number, program in enumerate(programs, 1):
-        steps += _steps(program.tolist(), label, guarded and number < len(programs))
-        label += len(program)
-    return _assemble([*steps, _Step(_RETURN, label=label)])
+    rows: list[asm.Instruction] = program.tolist()
+    proven = _proven_lengths(rows)
+    used = {k for code, _, _, k in rows if code in _CELL_CODES}
+    free = next(cell for cell in range(asm.CELLS) if cell not in used)
+    labels = [assembly.label() for _ in range(len(rows) + 1)]
+    behind = labels[-1]
+    for at, (code, jt, jf, k) in enumerate(rows):
+        assembly.mark(labels[at])
+        if guarded:
+            _guard(assembly, code, k, proven[at], behind, free)
+        if code == asm.RETURN and k == 0:
+            assembly.add(asm.JUMP, then=behind)
+        elif code == asm.JUMP:
+            assembly.add(asm.JUMP, then=labels[at + 1 + k])
+        elif code & 7 == asm.JUMP_CLASS:
+            assembly.add(code, k, labels[at + 1 + jt], labels[at + 1 + jf])
+        else:
+            assembly.add(code, k)
+    assembly.mark(behind)
 
 
 def _refuses_all(program: libc.Program) -> bool:
-    return bool(program["code"][0] == _RETURN and program["k"][0] == 0)
+    return bool(program["code"][0] == asm.RETURN and program["k"][0] == 0)
 
 
-def _steps(program: list[Instruction], first: int, guarded: bool) -> Iterator[_Step]:
-    """Yield a program's steps, labelled from ``first``; what it refuses goes on behind it."""
-    behind = first + len(program)
-    proven = _proven_lengths(program)
-    used = {k for code, _, _, k in program if code in _CELL_CODES}
-    free = next(cell for cell in range(_CELLS) if cell not in used)
-    for at, (code, jt, jf, k) in enumerate(program):
-        guard = _guard(code, k, proven[at], behind, free) if guarded else []
-        if code == _RETURN and k == 0:
-            step = _Step(_JUMP, then=behind)
-        elif code == _JUMP:
-            step = _Step(_JUMP, then=first + at + 1 + k)
-        elif code & 7 == _JUMP_CLASS:
-            step = _Step(code, k, first + at + 1 + jt, first + at + 1 + jf)
-        else:
-            step = _Step(code, k)
-        labelled, *others = [*guard, step]
-        yield labelled._replace(label=first + at)
-        yield from others
-
-
-def _proven_lengths(program: list[Instruction]) -> list[int]:
+def _proven_lengths(program: list[asm.Instruction]) -> list[int]:
     """Return how many octets a packet is sure to have when it comes to each instruction."""
     proven = [0, *[_NEGATIVE] * (len(program) - 1)]
     for at, (code, jt, jf, k) in enumerate(program):
         known = proven[at]
         following = [at + 1]
-        if code == _RETURN:
+        if code == asm.RETURN:
             following = []
-        elif code == _JUMP:
+        elif code == asm.JUMP:
             following = [at + 1 + k]
-        elif code & 7 == _JUMP_CLASS:
+        elif code & 7 == asm.JUMP_CLASS:
             following = [at + 1 + jt, at + 1 + jf]
         elif code in _ABSOLUTE and k < _NEGATIVE:
             known = max(known, k + _ABSOLUTE[code])
@@ -126,46 +106,20 @@ def _proven_lengths(program: list[Instruction]) -> list[int]:
     return proven
 
 
-def _guard(code: int, k: int, proven: int, behind: int, free: int) -> list[_Step]:
-    """Return the steps that leave for ``behind`` where a load would reach beyond the packet."""
+def _guard(assembly: asm.Assembly, code: int, k: int, proven: int, behind: int, free: int) -> None:
+    """Leave for ``behind`` where a load would reach beyond the packet."""
     if k >= _NEGATIVE:
-        return []
-    length = _Step(_LOAD_LENGTH)
+        return
     if code in _INDIRECT:
-        needed = _Step(_JUMP_AT_LEAST, k + _INDIRECT[code], None, behind)
-        return [length, _Step(_JUMP_AT_LEAST_X, 0, None, behind), _Step(_SUBTRACT_X), needed]
-    if code not in _ABSOLUTE or k + _ABSOLUTE[code] <= proven:
-        return []
-    tests = [length, _Step(_JUMP_AT_LEAST, k + _ABSOLUTE[code], None, behind)]
-    if code == _LOAD_HEADER_LENGTH:  # the only load that leaves A as it is
-        return [_Step(_STORE, free), *tests, _Step(_LOAD_CELL, free)]
-    return tests
-
-
-def _assemble(steps: Sequence[_Step]) -> libc.Program:
-    """Turn labels into distances; where one exceeds its octet, the jump is to jumps behind it."""
-    long: set[int] = set()
-    while True:
-        sizes = (3 if at in long else 1 for at in range(len(steps)))
-        place = list(itertools.accumulate(sizes, initial=0))
-        labels = {step.label: place[at] for at, step in enumerate(steps) if step.label is not None}
-        code: list[Instruction] = []
-        too_far = set()
-        for at, step in enumerate(steps):
-            behind = place[at + 1]
-            then = behind if step.then is None else labels[step.then]
-            otherwise = behind if step.otherwise is None else labels[step.otherwise]
-            jt, jf = then - place[at] - 1, otherwise - place[at] - 1
-            if step.code == _JUMP:
-                code.append((_JUMP, 0, 0, jt))
-            elif step.code & 7 != _JUMP_CLASS:
-                code.append((step.code, 0, 0, step.k))
-            elif at in long:
-                code += [(step.code, 0, 1, step.k), (_JUMP, 0, 0, jt - 1), (_JUMP, 0, 0, jf - 2)]
-            elif max(jt, jf) > _FARTHEST:
-                too_far.add(at)
-            else:
-                code.append((step.code, jt, jf, step.k))
-        if not too_far:
-            return np.array(code, libc.BPF_INSTRUCTION)
-        long |= too_far
+        assembly.add(asm.LOAD_LENGTH)
+        assembly.add(asm.JUMP_AT_LEAST_X, 0, None, behind)
+        assembly.add(asm.SUBTRACT_X)
+        assembly.add(asm.JUMP_AT_LEAST, k + _INDIRECT[code], None, behind)
+    elif code in _ABSOLUTE and k + _ABSOLUTE[code] > proven:
+        keeps_a = code == asm.LOAD_HEADER_LENGTH  # the other loads put something else there
+        if keeps_a:
+            assembly.add(asm.STORE, free)
+        assembly.add(asm.LOAD_LENGTH)
+        assembly.add(asm.JUMP_AT_LEAST, k + _ABSOLUTE[code], None, behind)
+        if keeps_a:
+            assembly.add(asm.LOAD_CELL, free)

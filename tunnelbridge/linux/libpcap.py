@@ -18,7 +18,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux import libc, privileges
-from tunnelbridge.linux.bpf_join import LONGEST_PROGRAM, concatenate
+from tunnelbridge.linux.bpf_join import LONGEST_PROGRAM
 from tunnelbridge.linux.tpacket import PACKET_OUTGOING, interface_index
 
 SNAP_LENGTH: Final = 262_144
@@ -115,26 +115,6 @@ def refuse_marked(
             (RETURN, 0, 0, 0),
         ]
     return np.concatenate([_program(tests), program])
-
-
-def compile_in_turn(expressions: Sequence[str], interface: str | None = None) -> libc.Program:
-    """Compile expressions into one program that accepts what any of them accepts, tried in turn.
-
-    For expressions of our own making: none may be wrong, and the first ones must accept the packets
-    that are too short for the ones behind them. The program can be longer than the kernel takes.
-    """
-    with _lock, _handle(interface, DLT_EN10MB) as handle:
-        return concatenate([_compile_any(handle, expression) for expression in expressions])
-
-
-def _compile_any(handle: int, expression: str) -> libc.Program:
-    """Compile however long; optimised unless that would take for ever."""
-    program, error = _compile(handle, expression, optimize=False)
-    if program is not None and len(program) <= LONGEST_UNOPTIMISED:
-        program, error = _compile(handle, expression, optimize=True)
-    if program is None:
-        raise RuntimeError(f"libpcap does not take {expression!r}: {error}")
-    return program
 
 
 def kernel_takes(program: libc.Program) -> bool:
