@@ -476,6 +476,24 @@ def test_lost_events_are_noticed_and_made_good(
         assert told(*(one.known for one in changes)) == listed(hosts)
 
 
+def test_events_lost_during_a_dump_are_made_good_by_another(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "QUEUE", 1 << 16)
+    talk(hosts, 2000)
+    with ConntrackFeed(hosts.nat) as feed:
+        table = NatTable()
+        first = feed.read()
+        table.apply(first, 0)
+        assert not first.complete
+        talk(hosts, 500, first_port=30000)
+        read_all(feed, table)
+        assert feed.lost == 1
+        read_all(feed, table)
+        assert len(table) == 2500
+        assert not len(feed.read().known)
+
+
 def test_a_refresh_finds_what_went_untold(hosts: Hosts) -> None:
     talk(hosts, 5)  # nobody listens: the kernel will not tell of their end
     with ConntrackFeed(hosts.nat) as feed:

@@ -93,12 +93,13 @@ class ConntrackFeed:
         connections are told once more, a piece each read.
         """
         told = _Told()
-        complete = restarted = False
+        complete = restarted = drained = False
         pieces = 0
         while pieces < PIECES:
             try:
                 count = self._sock.recv_into(self._memory)
             except BlockingIOError:
+                drained = True  # before that the kernel goes on dropping events, and says no more
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
@@ -111,7 +112,7 @@ class ConntrackFeed:
             complete |= done
         if complete:
             self._is_dumping = False
-        if self._is_stale and not self._is_dumping:
+        if self._is_stale and drained and not self._is_dumping:
             _ask(self._sock)
             self._is_dumping = restarted = True
             self._is_stale = False
