@@ -6,6 +6,7 @@ the feeds before each batch, so that the connection of a packet is known before 
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from typing import NamedTuple
 
 from tunnelbridge.clone.nat import NatTable
@@ -42,7 +43,7 @@ class Clients:
     def read(self) -> None:
         """Take in what has changed since the last batch; never waits."""
         for feed, table in self._followed.values():
-            table.apply(feed.read())
+            table.apply(feed.read(), monotonic_ns())
 
     def refresh(self) -> None:
         """Ask for all connections again, for ends that were not told."""
