@@ -93,13 +93,12 @@ class ConntrackFeed:
         connections are told once more, a piece each read.
         """
         told = _Told()
-        complete = restarted = drained = False
+        complete = restarted = False
         pieces = 0
         while pieces < PIECES:
             try:
                 count = self._sock.recv_into(self._memory)
             except BlockingIOError:
-                drained = True  # before that the kernel goes on dropping events, and says no more
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
@@ -112,7 +111,8 @@ class ConntrackFeed:
             complete |= done
         if complete:
             self._is_dumping = False
-        if self._is_stale and drained and not self._is_dumping:
+        # the queue has been empty by now, which is when the kernel stops dropping events
+        if self._is_stale and not self._is_dumping:
             _ask(self._sock)
             self._is_dumping = restarted = True
             self._is_stale = False
