@@ -156,7 +156,19 @@ def _ports(dice: random.Random, protocol: int) -> tuple[int, int, bytes]:
 
 
 def _ipv4(dice: random.Random, plain: bool) -> Packet:
-    sorts = ("", "", "first", "later", "short", "version", "ihl", "zero", "tiny", "cut")
+    sorts = (
+        "",
+        "",
+        "first",
+        "later",
+        "short",
+        "version",
+        "ihl",
+        "zero",
+        "tiny",
+        "cut",
+        "cut ports",
+    )
     sort = "" if plain else dice.choice(sorts)
     protocol = dice.choice(PROTOCOLS)
     source, destination = int(dice.choice(ADDRESSES4)), int(dice.choice(ADDRESSES4))
@@ -184,6 +196,10 @@ def _ipv4(dice: random.Random, plain: bool) -> Packet:
     frame += padding
     if sort == "cut":
         frame, family = frame[: dice.randrange(14, 34)], 0
+    elif sort == "cut ports":  # or the options before them: then they may be anything
+        frame = frame[: dice.randrange(34, 38 + len(options))]
+        seen = protocol if len(frame) >= 34 + len(options) else -1
+        first = second = -1
     if not family:
         return Packet(frame, plain=False)
     is_plain = plain and protocol not in PORTS_BEYOND_LIBPCAP
@@ -203,7 +219,7 @@ def _ipv6(dice: random.Random, plain: bool) -> Packet:
     source, destination = int(dice.choice(ADDRESSES6)), int(dice.choice(ADDRESSES6))
     first, second, body = _ports(dice, protocol)
     version, next_header, padding = 6, protocol, b""
-    sorts = ("", "options", "first", "later", "short", "version", "cut", "broken")
+    sorts = ("", "options", "first", "later", "short", "version", "cut", "cut ports", "broken")
     sort = "" if plain else dice.choice(sorts)
     extensions = dice.choices((0, 43, 51, 60), k=dice.choice((1, 2)))
     for extension in extensions if sort == "options" else ():
@@ -227,6 +243,8 @@ def _ipv6(dice: random.Random, plain: bool) -> Packet:
     frame = MACS + b"\x86\xdd" + header + _addresses(source, destination, 16) + body + padding
     if sort == "cut":
         frame = frame[: dice.randrange(14, 54)]
+    elif sort == "cut ports":
+        frame, first, second = frame[: dice.randrange(54, 58)], -1, -1
     if sort in ("version", "cut"):
         return Packet(frame, plain=False)
     is_plain = plain and protocol not in PORTS_BEYOND_LIBPCAP

@@ -22,7 +22,9 @@ HOSTS = " or ".join(f"host 10.{i % 3}.{i}.{i % 7}" for i in range(70))
 EXPRESSIONS = [
     "tcp", "arp", "tcp port 80 or udp portrange 5000-65535", "host 10.0.0.1 and not icmp",
     "ip6 and net fd00::/64", "ip6 src net 8000::/1", "tcp[tcpflags] & (tcp-syn|tcp-fin) != 0",
-    "tcp[20] & 1 = 0", "udp[50:4] & 1 = 1", "ether[100] & 1 = 0", "ether[60:2] < 30000",
+    "tcp[20] & 1 = 0", "udp[50:4] & 1 = 1",
+    "(ether[11] = 9 and ether[60] = 1) or ether[40] & 1 = 1",
+    "ether[100] & 1 = 0", "ether[60:2] < 30000",
     "ip[ip[9]:2] & 1 = 0", "len > 70", "less 60", "ip[2:2] - ip[0] > 30", "ip6[6] = 60", "vlan 5",
     "ether proto 0x8864", "src port 0 or dst port 65535", HOSTS, f"udp or ({HOSTS})",
     "(ip[8:4] & 0xff = 0 and tcp[2:2] * 2 > 100) or udp[4] < ip[1]",

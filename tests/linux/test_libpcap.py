@@ -235,6 +235,16 @@ def test_longer_than_the_kernel_allows(monkeypatch: pytest.MonkeyPatch, limit: s
         compile_filter(hosts)
 
 
+def test_what_the_kernel_has_room_for() -> None:
+    """4096 instructions; and of loads, which it translates to many, not even those."""
+    accept, nothing, load = (6, 0, 0, 1), (0, 0, 0, 0), (0x28, 0, 0, 12)
+    for steps, fits in (
+        ([accept], True), ([nothing] * 2000 + [accept], True), ([nothing] * 4096 + [accept], False),
+        ([load] * 4000 + [accept], False),
+    ):  # fmt: skip
+        assert libpcap.kernel_takes(np.array(steps, libc.BPF_INSTRUCTION)) is fits
+
+
 def test_from_many_threads_at_once() -> None:
     expected = [decimal(compile_filter(expression)) for expression in EXPRESSIONS]
     with ThreadPoolExecutor(8) as pool:
