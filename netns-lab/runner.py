@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +19,6 @@ from types import ModuleType
 
 import standing
 import truth
-from demo import can_make_namespaces
 from netlab import Lab
 from process import LabError
 from report import Report
@@ -122,7 +122,7 @@ def run_one(name: str, module: ModuleType, options: argparse.Namespace) -> int:
     except NotHereError as reason:
         print(f"\nskipped: {reason}")
         return SKIPPED
-    except LabError as error:
+    except (LabError, UserError) as error:
         print(f"lab: {name}: {error}", file=sys.stderr)
         return 1
     finally:
@@ -183,8 +183,9 @@ def can_run(module: ModuleType) -> None:
     """Raise NotHereError when it cannot run here."""
     if os.geteuid() != 0:
         raise NotHereError("needs root (namespaces, raw sockets): sudo netns-lab/lab …")
-    if not can_make_namespaces():
-        raise NotHereError("needs network namespaces")
+    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        raise NotHereError("needs network namespaces, which this root may not make (a container?)")
     missing = [tool for tool in ("ip", "tcpdump", *module.NEEDS) if shutil.which(tool) is None]
     if missing:
         raise NotHereError(

@@ -49,7 +49,8 @@ SERVE = Command("se", "nc -v -n -N -l 192.0.2.2 80 < answer.txt")
 ASK = Command("client", "nc -n 192.0.2.2 80 < question.txt")
 SHOW = Command("se", "tunnelbridge show stats --control send.sock")
 JSON = Command("se", "tunnelbridge show stats --json --control send.sock")
-COMMANDS = (SEND, PING, SERVE, ASK, SHOW, JSON)
+RESET = Command("se", "tunnelbridge show stats --reset-stats --control send.sock")
+COMMANDS = (SEND, PING, SERVE, ASK, SHOW, RESET)
 NEEDS = ("nc", "ping", "tc", "ethtool")
 EACH = 100
 """Packets for each server: 150 requests and 150 replies, over three."""
@@ -82,11 +83,13 @@ def run(scene: Scene) -> None:
         "the servers' clones",
     )
     told = scene.until(lambda: settled(scene), "the counters")
-    shown = scene.do(SHOW)
+    shown = scene.do(SHOW).splitlines()
+    scene.do(RESET)
+    again = counters(scene)
     sent = scene.end(sender, "sender.json")
 
     scene.heading("The counters, with NSX's names")
-    scene.show(shown.splitlines(), 24)
+    scene.show(shown[shown.index(next(line for line in shown if "vs-1" in line)) :], 20)
     scene.heading("Is it true?")
     got = {mac: to(mac, each) for mac, each in servers.items()}
     counts = [len(frames) for frames in got.values()]
@@ -112,6 +115,8 @@ def run(scene: Scene) -> None:
         stats["num_mbuf_alloc_failed"] + stats["num_driver_failures"] for stats in told.values()
     ]
     scene.check(not any(lost), "no num_mbuf_alloc_failed, no num_driver_failures", lost)
+    left = {ip: again[ip]["num_total_pkts_cloned"] for ip in SERVERS}
+    scene.check(not any(left.values()), "--reset-stats begins at 0 again, as NSX does", left)
     arps = [frame for frame in sniffer.stop() if frame.octets[12:14] == b"\x08\x06"]
     scene.check(not arps, "nobody asked by ARP for any of them: static, or a dummy", len(arps))
     scene.check(sent["balanced"], "the ledger balances")
@@ -125,11 +130,16 @@ def to(mac: str, judge: Judge) -> list[Frame]:
 
 def settled(scene: Scene) -> dict[str, dict[str, Any]]:
     """Return the members' counters once all packets are in them."""
-    shown = json.loads(scene.do(JSON))
-    members = {
+    members = counters(scene)
+    total = sum(members.get(ip, {}).get("num_total_pkts_cloned", 0) for ip in SERVERS)
+    return members if total >= 3 * EACH else {}
+
+
+def counters(scene: Scene) -> dict[str, dict[str, Any]]:
+    """Return the members' counters by address."""
+    shown = json.loads(scene.do(JSON, quiet=True))
+    return {
         member["ip"]: member
         for session in shown["traffic_clone_stats"]
         for member in session["clone_srvr_stats"]
     }
-    total = sum(members.get(ip, {}).get("num_total_pkts_cloned", 0) for ip in SERVERS)
-    return members if total >= 3 * EACH else {}
