@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 from tunnelbridge import console
 from tunnelbridge.capture.reader import open_capture
+from tunnelbridge.clone.expression import accepted_expression
+from tunnelbridge.clone.rules import Rule
 from tunnelbridge.config.tunnel import Ether, MtuPolicy
 from tunnelbridge.interfaces import check_named, patterns
 from tunnelbridge.linux.namespace import in_thread
@@ -24,6 +27,7 @@ from tunnelbridge.wire import ethernet
 
 MAC_HEADER: Final = ethernet.HEADER.itemsize
 FULL_FRAME: Final = 1514
+_WAYS: Final[tuple[Literal["in", "out"], ...]] = ("in", "out")
 
 
 def check(options: SendOptions) -> list[str]:
@@ -95,9 +99,19 @@ def _describe_session(session: SessionPlan) -> list[str]:
     sources = ", ".join(session.sources)
     lines = [f"{kind:8s} {session.name}{state}: priority {session.priority}, sources {sources}"]
     lines.append(f"         filter {session.filter or session.expression or 'none: every packet'}")
+    if session.rules is not None and not session.is_stateful:
+        lines += [
+            f"         {way}bound, as tcpdump says it: {_as_tcpdump(session.rules, way)}"
+            for way in _WAYS
+        ]
     if session.packet_length is not None:
         lines.append(f"         {session.packet_length} octets of each frame")
     return lines
+
+
+def _as_tcpdump(rules: Sequence[Rule], direction: Literal["in", "out"]) -> str:
+    expression = accepted_expression(rules, direction)
+    return {None: "nothing", "": "everything"}.get(expression, expression or "")
 
 
 def _describe_member(group: GroupPlan, member: MemberPlan) -> str:

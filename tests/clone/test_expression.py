@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from test_bpf import compiled, judged
 
 from tunnelbridge.batch import from_packets
-from tunnelbridge.clone.expression import rules_expression
+from tunnelbridge.clone.expression import accepted_expression, odd_expression
 from tunnelbridge.clone.rules import Rule
 
 Way = Literal["in", "out"]
+
+
+def rules_expression(rules: list[Rule], way: str) -> str | None:
+    """Return an expression for all packets: odd ones are accepted, whatever they are."""
+    accepted = accepted_expression(rules, way)
+    return f"{odd_expression(rules)} or {accepted}" if accepted else accepted
 
 
 def said_by_libpcap(expression: str | None, packets: list[Packet]) -> list[bool]:

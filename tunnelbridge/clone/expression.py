@@ -54,15 +54,12 @@ _ODD6_PORTS: Final = (
 )
 
 
-def rules_expression(rules: Sequence[Rule], direction: Literal["in", "out"]) -> str | None:
-    """Return what accepts every packet of ``direction`` that ``rules`` accept, and perhaps more.
+def accepted_expression(rules: Sequence[Rule], direction: Literal["in", "out"]) -> str | None:
+    """Return what accepts the packets of ``direction`` that ``rules`` accept, but for odd ones.
 
     The empty expression accepts everything; None stands for nothing, which libpcap cannot say.
     """
-    accepted = _first_match([rule for rule in rules if rule.direction in ("both", direction)])
-    if accepted in (EVERYTHING, NOTHING):
-        return accepted
-    return f"{odd_expression(rules)} or {accepted}"
+    return _first_match([rule for rule in rules if rule.direction in ("both", direction)])
 
 
 def odd_expression(rules: Sequence[Rule]) -> str:

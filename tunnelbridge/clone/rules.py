@@ -19,6 +19,8 @@ Network = IPv4Network | IPv6Network
 Ranges = tuple[tuple[int, int], ...]
 """Port ranges, both ends included."""
 
+TURNED: Final[dict[Direction, Direction]] = {"in": "out", "out": "in", "both": "both"}
+"""The other direction."""
 MAX_PORT: Final = 65535
 PORT_PROTOCOLS: Final = (6, 17, 33, 132, 136)
 """TCP, UDP, DCCP, SCTP and UDP-Lite: source and destination port come first in their headers."""
@@ -84,8 +86,19 @@ class Rule:
 
 def swapped(rules: Sequence[Rule]) -> list[Rule]:
     """Return the rules with inbound and outbound exchanged: the view of a guest on its cable."""
-    other: dict[Direction, Direction] = {"in": "out", "out": "in", "both": "both"}
-    return [replace(rule, direction=other[rule.direction]) for rule in rules]
+    return [replace(rule, direction=TURNED[rule.direction]) for rule in rules]
+
+
+def reply_to(rule: Rule) -> Rule:
+    """Return the rule that matches the packets which answer those that ``rule`` matches."""
+    return replace(
+        rule,
+        direction=TURNED[rule.direction],
+        source=rule.destination,
+        destination=rule.source,
+        source_ports=rule.destination_ports,
+        destination_ports=rule.source_ports,
+    )
 
 
 def protocol_number(protocol: str | int) -> int | None:

@@ -21,6 +21,15 @@ class _Followed(NamedTuple):
     table: NatTable
 
 
+def _learn_what_is_there(followed: _Followed) -> None:
+    """Take in the connections that began before us, before the first packet is captured."""
+    complete = False
+    while not complete:
+        changes = followed.feed.read()
+        followed.table.apply(changes, monotonic_ns())
+        complete = changes.complete
+
+
 class Clients:
     """The tables of all namespaces that are asked for."""
 
@@ -37,7 +46,8 @@ class Clients:
             )
         (namespace,) = namespaces
         if namespace not in self._followed:
-            self._followed[namespace] = _Followed(ConntrackFeed(namespace), NatTable())
+            followed = self._followed[namespace] = _Followed(ConntrackFeed(namespace), NatTable())
+            _learn_what_is_there(followed)
         return self._followed[namespace].table
 
     def read(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tunnelbridge.clone.rules import Direction, Rule
+from tunnelbridge.clone.rules import TURNED, Direction, Rule, swapped
 from tunnelbridge.config import targets as ways
 from tunnelbridge.config.mirror import Mirror
 from tunnelbridge.config.pools import Health, StandIn
@@ -26,8 +26,6 @@ from tunnelbridge.policy.plan import (
     StandInPlan,
 )
 from tunnelbridge.targets import Target, far_end
-
-_TURNED: dict[Direction, Direction] = {"in": "out", "out": "in", "both": "both"}
 
 
 def plan_config(mirror: Mirror) -> Plan:
@@ -65,7 +63,7 @@ def _session(mirror: Mirror, name: str, model: Session) -> SessionPlan:
 
 
 def _seen_direction(model: Session) -> Direction:
-    return _TURNED[model.direction] if model.viewpoint == "guest" else model.direction
+    return TURNED[model.direction] if model.viewpoint == "guest" else model.direction
 
 
 def _policy(mirror: Mirror, name: str, model: Policy) -> SessionPlan:
@@ -100,9 +98,7 @@ def _common(name: str, model: Mirrored, groups: tuple[GroupPlan, ...]) -> Sessio
 
 def _seen(rules: list[Rule], model: Mirrored) -> tuple[Rule, ...]:
     """Return the rules as the interface sees directions: a guest's cable has two ends."""
-    if model.viewpoint != "guest":
-        return tuple(rules)
-    return tuple(replace(rule, direction=_TURNED[rule.direction]) for rule in rules)
+    return tuple(swapped(rules) if model.viewpoint == "guest" else rules)
 
 
 def _group(mirror: Mirror, target: str, model: Mirrored) -> GroupPlan:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import structlog
 
-from tunnelbridge.clone.rules import Direction
+from tunnelbridge.clone.rules import Direction, Rule, reply_to
 from tunnelbridge.linux.bpf_join import join
 from tunnelbridge.linux.libc import Program
-from tunnelbridge.linux.libpcap import compile_filter, refuse_marked
+from tunnelbridge.linux.libpcap import compile_filter, kernel_takes, refuse_marked
 from tunnelbridge.policy.plan import SessionPlan
 from tunnelbridge.rule_programs import compile_lists
 
@@ -35,22 +35,37 @@ def kernel_program(
     direction: Direction,
 ) -> Program:
     """Return one program that refuses our own clones and what no session could mirror."""
-    tables = [plan.rules for plan in plans if plan.rules is not None]
+    tables = [_table(plan) for plan in plans if plan.rules is not None]
     programs = [*expressions.values(), compile_lists(tables, interface)]
     if any(plan.rules is None and not plan.expression.strip() for plan in plans):
         programs = [compile_filter("")]
     joined = join(programs)
-    if joined is None:
-        structlog.get_logger().warning(
-            "the sessions' filters are longer than the kernel takes: every packet comes to user space"
-            " and is decided there",
-            interface=interface,
-        )
-        joined = compile_filter("")
-    return refuse_marked(joined, direction=direction)
+    if joined is not None:
+        program = refuse_marked(joined, direction=direction)
+        if kernel_takes(program):
+            return program
+    _tell_too_long(interface)
+    return refuse_marked(compile_filter(""), direction=direction)
+
+
+def _tell_too_long(interface: str) -> None:
+    structlog.get_logger().warning(
+        "the sessions' filters are longer than the kernel takes: every packet comes to user space and"
+        " is decided there",
+        interface=interface,
+    )
 
 
 def common_direction(plans: Sequence[SessionPlan]) -> Direction:
     """Return the direction that all sessions agree on, else both."""
     directions = {plan.direction for plan in plans}
     return directions.pop() if len(directions) == 1 else "both"
+
+
+def _table(plan: SessionPlan) -> tuple[Rule, ...]:
+    """Return the rules by which the kernel lets packets through; replies follow a policy's flows."""
+    rules = plan.rules or ()
+    if not plan.is_stateful:
+        return rules
+    accepting = [rule for rule in rules if rule.accept]
+    return (*accepting, *map(reply_to, accepting))
