@@ -54,7 +54,8 @@ def listen(
         typer.Option(metavar="CIDR", help="Take tunnels from these sources only; repeatable."),
     ] = None,
     pcap: Annotated[
-        str | None, typer.Option(metavar="PATH|-", help="Write frames to this file, or stdout.")
+        list[str] | None,
+        typer.Option(metavar="PATH|-", help="Write frames to this file, or stdout; repeatable."),
     ] = None,
     tap: Annotated[
         list[str] | None,
@@ -78,7 +79,11 @@ def listen(
 
     Without a listener option everything that can be opened is: GRE and ERSPAN, VXLAN 4789 and 8472,
     VXLAN-GPE 4790, GENEVE 6081, TZSP 37008, Juniper 8099, MPLS-in-UDP 6635, GRE-in-UDP 4754.
+
+    Every sink may have a filter, a snap length and a queue of its own:
+    --pcap 'x.pcap?filter=tcp port 80&snaplen=256&queue=64MB'.
     """
+    from collector.cli_sinks import openers
     from collector.collector import ListenOptions
     from collector.collector import listen as collect
     from collector.listener import parse_wanted
@@ -91,8 +96,7 @@ def listen(
             wanted,
             bind or (),
             allow or (),
-            pcap,
-            tap or (),
+            openers(pcap or (), tap or (), stats),
             levels,
             count,
             duration,

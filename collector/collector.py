@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,14 +16,14 @@ import uvloop
 
 from collector.allow import AllowList
 from collector.decap import Decapsulated, decapsulate
+from collector.delivery import Delivery
 from collector.heartbeat import Heartbeat
 from collector.ledger import CollectorLedger
 from collector.listener import Listener, Listeners, Wanted
-from collector.sinks.pcap import PcapSink
-from collector.sinks.tap import TapSink
+from collector.sinks import Sink
 from collector.streams import StreamTable
 from tunnelbridge import console
-from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.errors import UserError
 from tunnelbridge.linux.receive import Datagrams
 from tunnelbridge.linux.slab import SlabPool
 from tunnelbridge.wire import udp
@@ -43,8 +44,8 @@ class ListenOptions:
     wanted: Wanted
     bind: Sequence[str] = ()
     allow: Sequence[str] = ()
-    pcap: str | None = None
-    taps: Sequence[str] = ()
+    sinks: Sequence[Opener] = ()
+    """Called in order once the listeners are open."""
     levels: int = LEVELS
     count: int | None = None
     duration: float | None = None
@@ -52,12 +53,14 @@ class ListenOptions:
     heartbeat: str | None = None
 
 
+Opener = Callable[["Collector"], Sink]
+"""Opens one sink; raises UserError."""
+
+
 class Collector:
     """A running ``collector listen``."""
 
     def __init__(self, options: ListenOptions) -> None:
-        if options.pcap == options.stats == "-":
-            raise UsageError("packets and --stats cannot share standard output")
         console.check_writable(options.stats)
         self.options = options
         self.ledger = CollectorLedger()
@@ -72,15 +75,13 @@ class Collector:
         self._pool = SlabPool()
         self.listeners = Listeners(options.wanted, options.bind)
         self._ports = udp.port_table(self.listeners.ports)
-        self.sinks: list[PcapSink | TapSink] = []
+        self.sinks: list[Sink] = []
         self.heartbeat: Heartbeat | None = None
         try:
             if options.heartbeat is not None:
                 self.heartbeat = Heartbeat(options.heartbeat, self._allow)
-            for name in options.taps:
-                self.sinks.append(TapSink(name))
-            if options.pcap:
-                self.sinks.append(PcapSink(options.pcap))
+            for opener in options.sinks:
+                self.sinks.append(opener(self))
         except BaseException:
             self._close()
             raise
@@ -177,16 +178,20 @@ class Collector:
         ledger.decapsulated += len(found.batch)
         if not len(found.batch):
             return
-        self.streams.take(
+        stream, gap = self.streams.take(
             source[found.index],
             found.encapsulation,
             found.identifier,
             found.sequence,
             found.batch.total_length,
             found.truncated,
+            batch.timestamp[found.index],
+        )
+        delivery = Delivery(
+            found.batch, stream, gap, found.truncated, datagrams.slab, batch, found.index
         )
         for sink in self.sinks:
-            sink.put(found.batch, datagrams.slab)
+            sink.put(delivery)
         if self._is_done:
             self._end("count")
 
@@ -199,6 +204,9 @@ class Collector:
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_later(TICK, self._tick, loop)
         self._count_drops()
+        now = time.time_ns()
+        for sink in self.sinks:
+            sink.tick(now)
         if self._line.active:
             self._show_rate()
         ledger = self.ledger

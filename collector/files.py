@@ -111,6 +111,7 @@ class FileDecapsulator:
             found.sequence,
             found.batch.total_length,
             found.truncated,
+            found.batch.timestamp,
         )
         return found
 

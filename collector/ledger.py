@@ -1,8 +1,7 @@
 """The collector's counters: every datagram and every frame ends in exactly one bucket.
 
-received = rejected + decapsulated, and per sink decapsulated = delivered + queued
-+ dropped. What a socket's
-buffer could not take never reached us and is told beside.
+received = rejected + decapsulated, and per sink decapsulated = delivered + queued + dropped +
+filtered. What a socket's buffer could not take never reached us and is told beside.
 """
 
 from __future__ import annotations
@@ -10,7 +9,21 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+from tunnelbridge.wire.layer import Kind
+
+_IDENTIFIERS: Final = {
+    Kind.VXLAN.slug: "vni",
+    Kind.VXLAN_GPE.slug: "vni",
+    Kind.GENEVE.slug: "vni",
+    Kind.GRE.slug: "key",
+    Kind.GRE_IP.slug: "key",
+    Kind.ERSPAN2.slug: "session",
+    Kind.ERSPAN3.slug: "session",
+    Kind.MPLS.slug: "label",
+}
+"""What each encapsulation calls the number that tells its streams apart."""
 
 
 @dataclass(slots=True)
@@ -23,11 +36,13 @@ class SinkLedger:
     dropped: Counter[str] = field(default_factory=Counter)
     queued: int = 0
     """Frames that wait for the sink's writer."""
+    filtered: int = 0
+    """Frames that the sink's own filter does not want."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def total(self) -> int:
         """Return all frames given to the sink."""
-        return self.delivered + self.queued + self.dropped.total()
+        return self.delivered + self.queued + self.dropped.total() + self.filtered
 
     def as_dict(self) -> dict[str, Any]:
         """Return the sink as ``--stats`` writes it."""
@@ -37,6 +52,7 @@ class SinkLedger:
                 "delivered": self.delivered,
                 "octets": self.octets,
                 "queued": self.queued,
+                "filtered": self.filtered,
                 "dropped": dict(self.dropped),
             }
 
@@ -56,6 +72,16 @@ class StreamLedger:
     reordered: int = 0
     duplicate: int = 0
     restarts: int = 0
+    first_seen: int = 0
+    """Arrival of the first and the last frame, nanoseconds since the epoch."""
+    last_seen: int = 0
+
+    def key(self) -> str:
+        """Return the stream's name, for people, files and interfaces: ``vxlan 192.0.2.1 vni 7``."""
+        name = f"{self.encapsulation} {self.source}"
+        if self.identifier is None:
+            return name
+        return f"{name} {_IDENTIFIERS.get(self.encapsulation, 'id')} {self.identifier}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the stream as ``--stats`` writes it."""

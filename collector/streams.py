@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collector.ledger import StreamLedger
-from tunnelbridge.batch import Column, Flags
+from tunnelbridge.batch import Column, Flags, zeros
 from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind
 
 WRAP: Final = 1 << 32
@@ -40,18 +40,21 @@ class Sequence:
     gaps: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MOST_GAPS))
     """Numbers passed over, as (first, beyond), oldest first; the oldest gap is given up for lost."""
 
-    def take(self, numbers: Column) -> None:
-        """Account for the numbers of a batch, in the order in which they came."""
+    def take(self, numbers: Column) -> Column | None:
+        """Account for the numbers of a batch, in the order in which they came.
+
+        Returns how many numbers were passed over right before each, None where none was.
+        """
         if self.expected == UNKNOWN:
             self.expected = int(numbers[0])
         in_order = (self.expected + np.arange(len(numbers))) % WRAP
         if np.array_equal(numbers, in_order):
             self.expected += len(numbers)
-            return
-        for number in numbers.tolist():  # rare: only batches in which something is missing or late
-            self._take_one(number)
+            return None
+        # rare: only batches in which something is missing or late
+        return np.array([self._take_one(number) for number in numbers.tolist()], np.int64)
 
-    def _take_one(self, number: int) -> None:
+    def _take_one(self, number: int) -> int:
         ahead = (number - self.expected + WRAP // 2) % WRAP - WRAP // 2
         unwrapped = self.expected + ahead
         if ahead == 0:
@@ -69,6 +72,8 @@ class Sequence:
             self.ledger.lost += ahead
             self.gaps.append((self.expected, unwrapped))
             self.expected = unwrapped + 1
+            return ahead
+        return 0
 
     def _fill(self, number: int) -> bool:
         """Take a late number out of its gap; False if it was not missing."""
@@ -85,17 +90,36 @@ class Sequence:
         return False
 
 
+@dataclass(slots=True)
+class Stream:
+    """One stream: its number, its counters and where its sequence stands."""
+
+    number: int
+    ledger: StreamLedger
+    sequence: Sequence = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sequence = Sequence(self.ledger)
+
+
 class StreamTable:
-    """All streams, bounded: what comes after the 65,536th is counted as one stream ``other``."""
+    """All streams, bounded: what comes after the 65,536th is counted as one stream ``other``.
+
+    A stream's number is its place in :meth:`ledgers` and never changes.
+    """
 
     def __init__(self) -> None:
-        self._streams: dict[bytes, Sequence] = {}
-        self._other = Sequence(StreamLedger("other", "other", None))
+        self._streams: dict[bytes, Stream] = {}
+        self._ledgers: list[StreamLedger] = []
+        self._other: Stream | None = None
 
     def ledgers(self) -> list[StreamLedger]:
         """Return the streams in the order in which they first came."""
-        found = [stream.ledger for stream in self._streams.values()]
-        return [*found, self._other.ledger] if self._other.ledger.packets else found
+        return self._ledgers.copy()
+
+    def ledger(self, number: int) -> StreamLedger:
+        """Return the stream of that number; may be called from any thread."""
+        return self._ledgers[number]
 
     def take(
         self,
@@ -105,38 +129,75 @@ class StreamTable:
         sequence: Column,
         octets: Column,
         truncated: Flags,
-    ) -> None:
-        """Account for a batch of frames; ``source`` (m, 16), the rest (m,)."""
+        timestamp: Column,
+    ) -> tuple[Column, Column]:
+        """Account for a batch of frames; ``source`` (m, 16), the rest (m,).
+
+        Returns each frame's stream, and how many sequence numbers were missing right before it.
+        """
         keys = np.empty(len(source), _KEY)
         halves = np.ascontiguousarray(source).view(np.uint64)
         keys["high"], keys["low"] = halves[:, 0], halves[:, 1]
         keys["encapsulation"], keys["identifier"] = encapsulation, identifier
+        number, gap = zeros(len(source)), zeros(len(source))
         for index in _groups(keys):
             first = keys[index][:1] if isinstance(index, slice) else keys[index[:1]]
             stream = self._stream(first.tobytes(), first[0])
-            ledger = stream.ledger
-            ledger.packets += len(octets[index])
-            ledger.octets += int(octets[index].sum())
-            ledger.truncated += int(truncated[index].sum())
-            numbers = sequence[index]
-            numbers = numbers[numbers != UNKNOWN]
-            if len(numbers) and stream is not self._other:
-                stream.take(numbers)
+            number[index] = stream.number
+            _count(stream.ledger, octets[index], truncated[index], timestamp[index])
+            if stream is not self._other:
+                missing = _missing(stream.sequence, sequence[index])
+                if missing is not None:
+                    gap[index] = missing
+        return number, gap
 
-    def _stream(self, key: bytes, fields: np.void) -> Sequence:
+    def _stream(self, key: bytes, fields: np.void) -> Stream:
         stream = self._streams.get(key)
         if stream is None:
             if len(self._streams) >= MOST_STREAMS:
-                return self._other
+                return self._others()
             address = ipaddress.IPv6Address(key[:16])
             identifier = int(fields["identifier"])
-            ledger = StreamLedger(
+            stream = self._streams[key] = self._add(
                 str(address.ipv4_mapped or address),
                 Kind(int(fields["encapsulation"])).slug,
                 None if identifier == UNKNOWN else identifier,
             )
-            stream = self._streams[key] = Sequence(ledger)
         return stream
+
+    def _others(self) -> Stream:
+        if self._other is None:
+            self._other = self._add("other", "other", None)
+        return self._other
+
+    def _add(self, source: str, encapsulation: str, identifier: int | None) -> Stream:
+        stream = Stream(len(self._ledgers), StreamLedger(source, encapsulation, identifier))
+        self._ledgers.append(stream.ledger)
+        return stream
+
+
+def _count(ledger: StreamLedger, octets: Column, truncated: Flags, timestamp: Column) -> None:
+    if not ledger.packets:
+        ledger.first_seen = int(timestamp[0])
+    ledger.last_seen = int(timestamp[-1])
+    ledger.packets += len(octets)
+    ledger.octets += int(octets.sum())
+    ledger.truncated += int(truncated.sum())
+
+
+def _missing(sequence: Sequence, numbers: Column) -> Column | None:
+    """Account for the numbers of one stream's frames, some of which may have none."""
+    known = numbers != UNKNOWN
+    if known.all():
+        return sequence.take(numbers)
+    if not known.any():
+        return None
+    missing = sequence.take(numbers[known])
+    if missing is None:
+        return None
+    gap = zeros(len(numbers))
+    gap[known] = missing
+    return gap
 
 
 def _groups(keys: npt.NDArray[np.void]) -> Iterable[slice | npt.NDArray[np.int64]]:

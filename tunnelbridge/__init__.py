@@ -5,7 +5,7 @@ The path of one packet through ``tunnelbridge send``, by file:
 1. ``source``      a mirrored interface; or ``replay`` over ``capture/`` for a file
 2. ``linux/ring``  the kernel's filter and ring: a block of packets becomes a ``batch``
 3. ``pipeline``    the stages in order, for one batch:
-   ``clone/bpf`` (files only) → ``wire/flow`` → ``clone/guard`` → ``restore/`` → tunnels
+   ``bpf`` (files only) → ``wire/flow`` → ``clone/guard`` → ``restore/`` → tunnels
 4. ``tunnel``      one tunnel: cut to the path's MTU, ``wire/encapsulation`` for the outer headers
 5. ``linux/transmit``  one system call per batch: header row + head + body of each clone
 

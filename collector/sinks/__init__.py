@@ -1,5 +1,35 @@
 """Where frames are delivered. Each sink accounts for itself and cannot hurt the others.
 
-A sink has a ``ledger``, takes batches with ``put`` and ends with ``close``. ``pcap`` writes in a
-thread of its own behind a bounded queue; ``tap`` writes at once, it never blocks.
+``options`` is what users may say of any sink, ``selection`` its filter and snap length, ``queued``
+a writer thread behind a bounded queue. ``pcap`` is such a sink; ``tap`` writes at once, it never
+blocks.
 """
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from collector.delivery import Delivery
+from collector.ledger import SinkLedger
+
+
+class Sink(Protocol):
+    """What the collector asks of every sink; none of it blocks or raises."""
+
+    ledger: SinkLedger
+
+    def put(self, delivery: Delivery) -> None:
+        """Take frames: all of them end in the ledger as delivered, queued, dropped or filtered.
+
+        The frames are shared with other sinks and valid until this returns, unless the sink retains
+        their slab.
+        """
+
+    def tick(self, now: int) -> None:
+        """Do what is due at ``now`` (nanoseconds since the epoch); comes about once a second."""
+
+    def is_gone(self) -> bool:
+        """Tell whether nobody will ever take a frame from this sink again."""
+
+    def close(self) -> None:
+        """Finish within a second or two and give everything back."""

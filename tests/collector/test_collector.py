@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import structlog
 
 import lab
 from collector import collector as module
+from collector.cli_sinks import openers
 from collector.collector import Collector, ListenOptions
 from collector.listener import parse_wanted
 from tunnelbridge import console
@@ -55,8 +56,9 @@ def ns(root: None) -> Iterator[str]:
         yield name
 
 
-def start(ns: str, **options: Any) -> Collector:
+def start(ns: str, pcap: str | None = None, taps: Sequence[str] = (), **options: Any) -> Collector:
     wanted = parse_wanted(None, (PORT,), (), (), ())
+    options["sinks"] = openers([pcap] if pcap else [], taps, options.get("stats"))
     return lab.in_namespace(ns, Collector, ListenOptions(wanted, ["127.0.0.1"], **options))
 
 

@@ -15,6 +15,9 @@ from collector import cli
 from collector import collector as module
 from collector.collector import ListenOptions
 from collector.listener import Wanted
+from collector.sinks.options import SinkOptions
+from collector.sinks.pcap import PcapSink
+from collector.sinks.tap import TapSink
 from tunnelbridge.errors import UserError
 from tunnelbridge.wire.encapsulation import vxlan_tunnel
 from tunnelbridge.wire.layer import Kind
@@ -49,6 +52,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ListenOptions]:
         (["listen", "--ip", "gre"], "--ip gre: expected one of"),
         (["listen", "--bind", "here"], "--bind: 'here'"),
         (["listen", "--allow", "everyone"], "--allow everyone"),
+        (
+            ["listen", "--pcap", "x?filter=tcp&queue=many"],
+            "--pcap x?filter=tcp&queue=many: size many",
+        ),
+        (
+            ["listen", "--tap", "t?snap=9"],
+            "--tap t?snap=9: no option snap, expected filter, snaplen",
+        ),
+        (["listen", "--pcap", "-", "--pcap", "-?snaplen=96"], "only one of them"),
+        (["listen", "--pcap", "-", "--stats", "-"], "cannot share standard output"),
         (["listen", "stray"], "unexpected extra argument"),
         (["decap", "in"], "Missing argument 'OUT'"),
         (["decap", "in", "out", "--udp", "x:1"], "--udp x:1: expected KIND:PORT"),
@@ -85,19 +98,25 @@ def test_help(collector: Run, arguments: list[str], words: list[str]) -> None:
 def test_every_option_reaches_listen(collector: Run, asked: list[ListenOptions]) -> None:
     code, _, err = collector(
         "listen", "--bind", "::1", "--gre", "--vxlan", "1", "--vxlan", "2", "--geneve", "3",
-        "--udp", "tzsp:4", "--ip", "ipip", "--allow", "10.0.0.0/8", "--pcap", "x", "--tap", "t",
+        "--udp", "tzsp:4", "--ip", "ipip", "--allow", "10.0.0.0/8", "--pcap", "x?snaplen=96&filter=tcp",
+        "--tap", "t",
         "--tap", "n:u", "--levels", "2", "--count", "5", "--duration", "1.5", "--stats", "s",
     )  # fmt: skip
 
     assert (code, err) == (0, "")
     ports = {1: Kind.VXLAN, 2: Kind.VXLAN, 3: Kind.GENEVE, 4: Kind.TZSP}
+    (options,) = asked
+    assert [opener.args for opener in options.sinks] == [  # type: ignore[attr-defined]
+        (TapSink, SinkOptions("t")),
+        (TapSink, SinkOptions("n:u")),
+        (PcapSink, SinkOptions("x", "tcp", 96)),
+    ]
     assert asked == [
         ListenOptions(
             Wanted(True, ports, [4], True),
             bind=["::1"],
             allow=["10.0.0.0/8"],
-            pcap="x",
-            taps=["t", "n:u"],
+            sinks=options.sinks,
             levels=2,
             count=5,
             duration=1.5,

@@ -18,7 +18,7 @@ def ledger() -> CollectorLedger:
         rejected=Counter({"not-allowed": 2, "vxlan-short": 1}),
         decapsulated=7,
         sinks=[
-            SinkLedger("pcap x", 4, 300, Counter({"queue-full": 2}), queued=1),
+            SinkLedger("pcap x", 4, 300, Counter({"queue-full": 1}), queued=1, filtered=1),
             SinkLedger("tap y", 7, 420),
         ],
     )
@@ -46,6 +46,10 @@ def test_a_frame_that_a_sink_does_not_account_for(which: int) -> None:
     wrong.sinks[which].dropped["queue-full"] += 1
     assert not wrong.balances()
 
+    wrong = ledger()
+    wrong.sinks[which].filtered += 1
+    assert not wrong.balances()
+
 
 def test_a_rejected_one_too_many() -> None:
     wrong = ledger()
@@ -54,7 +58,7 @@ def test_a_rejected_one_too_many() -> None:
 
 
 def test_json_holds_every_counter() -> None:
-    stream = StreamLedger("192.0.2.1", "vxlan", None, 7, 720, 1, 2, 3, 4, 5)
+    stream = StreamLedger("192.0.2.1", "vxlan", None, 7, 720, 1, 2, 3, 4, 5, 6, 8)
 
     assert json.loads(json.dumps(ledger().as_dict("collector listen", [stream]))) == {
         "program": "collector listen",
@@ -74,6 +78,8 @@ def test_json_holds_every_counter() -> None:
                 "reordered": 3,
                 "duplicate": 4,
                 "restarts": 5,
+                "first_seen": 6,
+                "last_seen": 8,
             }
         ],
         "sinks": [
@@ -82,9 +88,32 @@ def test_json_holds_every_counter() -> None:
                 "delivered": 4,
                 "octets": 300,
                 "queued": 1,
-                "dropped": {"queue-full": 2},
+                "filtered": 1,
+                "dropped": {"queue-full": 1},
             },
-            {"name": "tap y", "delivered": 7, "octets": 420, "queued": 0, "dropped": {}},
+            {
+                "name": "tap y",
+                "delivered": 7,
+                "octets": 420,
+                "queued": 0,
+                "filtered": 0,
+                "dropped": {},
+            },
         ],
         "balanced": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("encapsulation", "identifier", "key"),
+    [
+        ("vxlan", 7, "vxlan 192.0.2.1 vni 7"),
+        ("geneve", 0, "geneve 192.0.2.1 vni 0"),
+        ("gre", 5, "gre 192.0.2.1 key 5"),
+        ("gre-ip", None, "gre-ip 192.0.2.1"),
+        ("erspan3", 9, "erspan3 192.0.2.1 session 9"),
+        ("tzsp", 3, "tzsp 192.0.2.1 id 3"),
+    ],
+)
+def test_a_stream_s_name(encapsulation: str, identifier: int | None, key: str) -> None:
+    assert StreamLedger("192.0.2.1", encapsulation, identifier).key() == key

@@ -14,16 +14,21 @@ import numpy as np
 import pcap_files
 import pytest
 import structlog
+from delivered import delivery
 
 import lab
-from collector.sinks import pcap
-from collector.sinks.pcap import QUEUED_SLABS, SMALL, PcapSink
+from collector.delivery import Delivery
+from collector.sinks import pcap, queued
+from collector.sinks.options import SinkOptions
+from collector.sinks.pcap import PcapSink
+from collector.sinks.queued import SMALL, SPARE_SLABS
 from tunnelbridge.batch import Batch
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux.slab import Slab, SlabPool
 
 SLOTS, SIZE = 64, 2000
 assert SLOTS * SIZE >= SMALL
+HELD_SLABS = 6 - SPARE_SLABS
 
 
 @pytest.fixture(autouse=True)
@@ -108,10 +113,10 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
 @pytest.mark.parametrize("size", [60, SIZE])
 def test_a_file_holds_what_was_put(tmp_path: Path, pool: SlabPool, count: int, size: int) -> None:
     path = tmp_path / "x.pcap"
-    sink = PcapSink(str(path))
+    sink = PcapSink(SinkOptions(str(path)))
     for first in (0, count):
         slab = take(pool)
-        sink.put(fill(slab, count, size, first), slab)
+        sink.put(delivery(fill(slab, count, size, first), slab))
         slab.release()
     sink.close()
 
@@ -123,23 +128,21 @@ def test_a_file_holds_what_was_put(tmp_path: Path, pool: SlabPool, count: int, s
     assert pool.free == 6
 
 
-def test_a_stalled_reader_costs_its_own_frames_only(
-    reader: Reader, pool: SlabPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pcap, "QUEUED_OCTETS", 2 << 20)
-    sink = PcapSink("-")
+def test_a_stalled_reader_costs_its_own_frames_only(reader: Reader, pool: SlabPool) -> None:
+    most = 2 << 20
+    sink = PcapSink(SinkOptions("-", queue_octets=most))
     frames = 0
     while not sink.ledger.dropped:
         slab = take(pool)  # there is always one: the sink never holds them all
-        sink.put(fill(slab, SLOTS, SIZE, frames), slab)
+        sink.put(delivery(fill(slab, SLOTS, SIZE, frames), slab))
         slab.release()
         frames += SLOTS
-        assert pool.free >= 6 - QUEUED_SLABS
-        assert frames * SIZE < 2 * pcap.QUEUED_OCTETS
-    assert frames * SIZE > pcap.QUEUED_OCTETS
-    assert pool.free == 6 - QUEUED_SLABS
+        assert pool.free >= 6 - HELD_SLABS
+        assert frames * SIZE < 2 * most
+    assert frames * SIZE > most
+    assert pool.free == 6 - HELD_SLABS
     slab = take(pool)
-    sink.put(fill(slab, 1, 60, frames), slab)  # a small one still fits
+    sink.put(delivery(fill(slab, 1, 60, frames), slab))  # a small one still fits
     slab.release()
 
     reader.start()
@@ -155,16 +158,16 @@ def test_a_stalled_reader_costs_its_own_frames_only(
 
 
 def test_small_batches_are_copied(reader: Reader, pool: SlabPool) -> None:
-    sink = PcapSink("-")
+    sink = PcapSink(SinkOptions("-"))
     padding = reader.fill_pipe()  # behind the file header
     slab = take(pool)
     for number in range(9):
-        sink.put(fill(slab, 2, 60, number * 2), slab)
+        sink.put(delivery(fill(slab, 2, 60, number * 2), slab))
         slab.memory[:] = 0xEE
     headed = fill(slab, 2, 60, 100)
     headed.head = np.frombuffer(b"ABCDEF", np.uint8)
     headed.head_start, headed.head_length = np.array([0, 2]), np.array([2, 4])
-    sink.put(headed, slab)
+    sink.put(delivery(headed, slab))
     slab.memory[:] = 0xEE
     slab.release()
     assert pool.free == 6
@@ -182,12 +185,11 @@ def test_small_batches_are_copied(reader: Reader, pool: SlabPool) -> None:
 def test_what_is_written_makes_room_and_large_batches_are_not_copied(
     tmp_path: Path, pool: SlabPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pcap, "QUEUED_OCTETS", 2 * SLOTS * SIZE)
-    monkeypatch.setattr(pcap, "_copy", lambda _: pytest.fail("was copied"))
-    sink = PcapSink(str(tmp_path / "x"))
-    for number in range(3 * QUEUED_SLABS):
+    monkeypatch.setattr(Delivery, "copied", lambda _: pytest.fail("was copied"))
+    sink = PcapSink(SinkOptions(str(tmp_path / "x"), queue_octets=2 * SLOTS * SIZE))
+    for number in range(3 * HELD_SLABS):
         slab = take(pool)
-        sink.put(fill(slab, SLOTS, SIZE), slab)
+        sink.put(delivery(fill(slab, SLOTS, SIZE), slab))
         slab.release()
         lab.until(lambda n=number: sink.ledger.delivered == (n + 1) * SLOTS, what="delivered")
     sink.close()
@@ -195,13 +197,10 @@ def test_what_is_written_makes_room_and_large_batches_are_not_copied(
     assert sink.ledger.dropped == Counter()
 
 
-def test_one_batch_may_be_larger_than_the_queue(
-    tmp_path: Path, pool: SlabPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pcap, "QUEUED_OCTETS", 100)
-    sink = PcapSink(str(tmp_path / "x"))
+def test_one_batch_may_be_larger_than_the_queue(tmp_path: Path, pool: SlabPool) -> None:
+    sink = PcapSink(SinkOptions(str(tmp_path / "x"), queue_octets=100))
     slab = take(pool)
-    sink.put(fill(slab, 3, 60), slab)
+    sink.put(delivery(fill(slab, 3, 60), slab))
     slab.release()
     sink.close()
 
@@ -213,12 +212,13 @@ def test_closing_does_not_wait_for_a_reader_that_sleeps(
     reader: Reader, pool: SlabPool, blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pcap, "PATIENCE", 0.2)
-    sink = PcapSink("-")
+    monkeypatch.setattr(queued, "PATIENCE", 0.2)
+    sink = PcapSink(SinkOptions("-"))
     reader.fill_pipe()
     os.set_blocking(reader.write_end, blocks)
     for _ in range(20):
         slab = take(pool)
-        sink.put(fill(slab, SLOTS, SIZE), slab)
+        sink.put(delivery(fill(slab, SLOTS, SIZE), slab))
         slab.release()
     began = time.monotonic()
 
@@ -230,17 +230,15 @@ def test_closing_does_not_wait_for_a_reader_that_sleeps(
     sink._thread.join(10)
     assert not sink._thread.is_alive()
     assert sink.ledger.total() == 20 * SLOTS
-    if blocks:
-        os.close(reader.write_end)
     reader.finish()
 
 
 def test_a_reader_that_is_gone(reader: Reader, pool: SlabPool) -> None:
-    sink = PcapSink("-")
+    sink = PcapSink(SinkOptions("-"))
     reader.close()
     slab = take(pool)
     for number in range(3):
-        sink.put(fill(slab, SLOTS, SIZE, number), slab)
+        sink.put(delivery(fill(slab, SLOTS, SIZE, number), slab))
     slab.release()
     lab.until(sink.is_gone, what="gone")
     sink.close()
@@ -253,7 +251,7 @@ def test_a_reader_that_is_gone(reader: Reader, pool: SlabPool) -> None:
 def test_a_disk_that_is_full_for_a_while_is_told_once(
     tmp_path: Path, pool: SlabPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sink = PcapSink(str(tmp_path / "x"))
+    sink = PcapSink(SinkOptions(str(tmp_path / "x")))
     told: list[str] = []
     sink._log = type("Log", (), {
         "error": lambda _, event, **__: told.append(event),
@@ -264,7 +262,7 @@ def test_a_disk_that_is_full_for_a_while_is_told_once(
 
     def put(frames: int) -> None:
         before = sink.ledger.delivered + sink.ledger.dropped.total()
-        sink.put(fill(slab, frames, 60), slab)
+        sink.put(delivery(fill(slab, frames, 60), slab))
         lab.until(
             lambda: sink.ledger.delivered + sink.ledger.dropped.total() == before + frames,
             what="put",
@@ -294,5 +292,5 @@ def test_a_disk_that_is_full_for_a_while_is_told_once(
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     threads = threading.active_count()
     with pytest.raises(UserError, match=f"^cannot write {tmp_path}: {os.strerror(errno.EISDIR)}"):
-        PcapSink(str(tmp_path))
+        PcapSink(SinkOptions(str(tmp_path)))
     assert threading.active_count() == threads

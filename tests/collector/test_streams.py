@@ -90,6 +90,7 @@ def test_streams_are_told_apart_by_source_encapsulation_and_identifier() -> None
         np.array([0, UNKNOWN, UNKNOWN, 4, 2, UNKNOWN]),
         np.array([60, 61, 62, 63, 64, 65]),
         np.array([False, True, False, False, True, False]),
+        np.arange(6) + 100,
     )
 
     found = {
@@ -122,6 +123,7 @@ def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         np.full(count, UNKNOWN),
         np.full(count, 60),
         np.zeros(count, np.bool_),
+        np.zeros(count, np.int64),
     )
 
     ledgers = table.ledgers()

@@ -7,8 +7,10 @@ from collections import Counter
 
 import outer
 import pytest
+from delivered import delivery
 
 import lab
+from collector.sinks.options import SinkOptions
 from collector.sinks.tap import TapSink
 from tunnelbridge.batch import from_packets
 from tunnelbridge.errors import UsageError, UserError
@@ -25,14 +27,14 @@ def test_frames_appear_in_the_namespace() -> None:
     assert slab is not None
     name = lab.unique("tap")
     with lab.namespace() as ns:
-        sink = TapSink(f"{ns}:{name}")
+        sink = TapSink(SinkOptions(f"{ns}:{name}"))
         assert sink.ledger.name == f"tap {ns}:{name}"
         assert name not in [known for _, known in socket.if_nameindex()]
         with lab.in_namespace(ns, socket.socket, socket.AF_PACKET, socket.SOCK_RAW) as ids:
             lab.in_namespace(ns, ids.bind, (name, 3))
             ids.settimeout(5)
-            sink.put(from_packets([FRAMES[0], b"short", *FRAMES[1:]]), slab)
-            sink.put(from_packets([]), slab)
+            sink.put(delivery(from_packets([FRAMES[0], b"short", *FRAMES[1:]]), slab))
+            sink.put(delivery(from_packets([]), slab))
             assert [ids.recv(2000) for _ in FRAMES] == FRAMES
         assert sink.ledger.delivered == 3
         assert sink.ledger.octets == sum(map(len, FRAMES))
@@ -46,11 +48,11 @@ def test_frames_appear_in_the_namespace() -> None:
 def test_here() -> None:
     with lab.namespace() as ns:
         name = lab.unique("tap")
-        sink = lab.in_namespace(ns, TapSink, name)
+        sink = lab.in_namespace(ns, TapSink, SinkOptions(name))
         assert sink.ledger.name == f"tap {name}"
         assert name in lab.run("ip", "-n", ns, "-o", "link")
         with pytest.raises(UserError, match=f"tap {name} is in use by another program"):
-            TapSink(f"{ns}:{name}")
+            TapSink(SinkOptions(f"{ns}:{name}"))
         sink.close()
 
 
@@ -65,4 +67,4 @@ def test_here() -> None:
 )
 def test_mistakes(name: str, error: type[UserError], message: str) -> None:
     with pytest.raises(error, match=message):
-        TapSink(name)
+        TapSink(SinkOptions(name))

@@ -77,6 +77,11 @@ class Slab:
         if free:
             self._pool.put_back(self)
 
+    @property
+    def spare(self) -> int:
+        """How many slabs of the same pool nobody holds."""
+        return self._pool.free
+
     def lend(self) -> None:
         """Start with one reference; the pool calls this."""
         self._references = 1

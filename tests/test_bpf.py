@@ -29,8 +29,8 @@ from scapy.all import (
 from scapy.contrib.mpls import MPLS
 from scapy.layers.ppp import PPPoE
 
+from tunnelbridge import bpf
 from tunnelbridge.batch import INBOUND, OUTBOUND, Batch, from_packets
-from tunnelbridge.clone import bpf
 from tunnelbridge.linux import libc
 
 INSTRUCTION = np.dtype([("code", "=u2"), ("jt", "=u1"), ("jf", "=u1"), ("k", "=u4")])
@@ -96,7 +96,10 @@ def judged(program: np.ndarray, batch: Batch) -> list[int]:
     octets = program.tobytes()
     return [
         need_libpcap().bpf_filter(
-            octets, batch.octets(index), int(batch.wire_length[index]), int(batch.length[index])
+            octets,
+            batch.octets(index),
+            int(batch.wire_length[index]),
+            int(batch.total_length[index]),
         )
         for index in range(len(batch))
     ]
@@ -309,9 +312,34 @@ def test_programs_that_make_no_sense_are_bugs(program: np.ndarray, what: str, co
         bpf.run(program, from_packets([b"x"] * count))
 
 
-def test_heads_are_refused() -> None:
-    batch = from_packets([b"abc"])
-    batch.head = np.zeros(4, np.uint8)
-    batch.head_start, batch.head_length = np.array([0]), np.array([4])
-    with pytest.raises(ValueError, match="without heads"):
-        bpf.run(code(RETURN_9), batch)
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_where_a_head_ends_makes_no_difference(expression: str) -> None:
+    """Heads are octets like others: also where a load begins in one and ends in the body."""
+    packets = traffic()
+    program = compiled(expression)
+    for head in (0, 1, 13, 14, 15, 16, 27, 40):
+        batch = headed(packets, [min(head, len(packet)) for packet in packets])
+        assert [batch.octets(index) for index in range(len(batch))] == packets
+        assert bpf.run(program, batch).tolist() == judged(program, batch)
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=40), st.sampled_from(EXPRESSIONS))
+@settings(max_examples=60, deadline=None)
+def test_every_packet_may_have_another_head(lengths: list[int], expression: str) -> None:
+    packets = (traffic() * 2)[: len(lengths)]
+    heads = [min(pair) for pair in zip(lengths, map(len, packets), strict=False)]
+    batch = headed(packets, heads)
+    program = compiled(expression)
+
+    assert bpf.run(program, batch).tolist() == judged(program, batch)
+
+
+def headed(packets: list[bytes], lengths: list[int]) -> Batch:
+    """Put the first octets of each packet into a head."""
+    batch = from_packets([packet[n:] for packet, n in zip(packets, lengths, strict=False)])
+    heads = [packet[:n] for packet, n in zip(packets, lengths, strict=False)]
+    batch.head = np.frombuffer(b"".join(heads), np.uint8)
+    batch.head_length = np.array(lengths, np.int64)
+    batch.head_start = np.cumsum(batch.head_length) - batch.head_length
+    batch.wire_length = batch.total_length
+    return batch

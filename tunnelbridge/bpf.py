@@ -73,12 +73,9 @@ class _Instruction(NamedTuple):
 def run(program: Program, batch: Batch) -> Column:
     """Return each packet's verdict, shape (n,): 0 refuses it, else the octets to keep of it.
 
-    A load beyond the captured octets and a division by zero refuse the packet. ``batch`` must have
-    no heads: batches of files and rings have none. Raises ValueError for one that has, and for a
-    program that the kernel would not take either.
+    A load beyond the captured octets and a division by zero refuse the packet. Heads are read where
+    they are; nothing is joined. Raises ValueError for a program that the kernel would not take.
     """
-    if batch.head_length is not None and batch.head_length.any():
-        raise ValueError("a BPF program runs over packets without heads")
     if len(program) == 0:
         return np.full(len(batch), ACCEPT_ALL, np.int64)
     _validate(program)
@@ -115,6 +112,7 @@ class _Machine:
     """The registers of all packets, shape (n,), and which packets wait at which instruction."""
 
     batch: Batch
+    total: Column = field(init=False)
     a: Words = field(init=False)
     x: Words = field(init=False)
     cells: dict[int, Words] = field(default_factory=dict)
@@ -122,6 +120,7 @@ class _Machine:
     verdict: Column = field(init=False)
 
     def __post_init__(self) -> None:
+        self.total = self.batch.total_length
         self.a, self.x = self._words(), self._words()
         self.verdict = zeros(len(self.batch))
 
@@ -185,11 +184,30 @@ class _Machine:
         else:
             offset = self.x[here].astype(np.int64) + k if mode == _IND else np.full(here.size, k)
             size = _SIZES[code & 0x18]
-            present = offset + size.itemsize <= self.batch.length[here]
+            present = offset + size.itemsize <= self.total[here]
             here, offset = here[present], offset[present]
-            word = octets.load(self.batch.memory, self.batch.start[here] + offset, size)
+            word = self._word(here, offset, size)
             register[here] = word if mode != _MSH else 4 * (word & 0xF)
         return here
+
+    def _word(self, here: Column, offset: Column, size: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Load what lies ``offset`` octets into each packet, all of it present."""
+        batch = self.batch
+        if batch.head_start is None or batch.head_length is None:
+            return octets.load(batch.memory, batch.start[here] + offset, size)
+        in_body = offset - batch.head_length[here]
+        word = octets.load(batch.memory, batch.start[here] + np.maximum(in_body, 0), size)
+        in_head = np.flatnonzero(in_body <= -size.itemsize)
+        head_start = batch.head_start[here[in_head]]
+        word[in_head] = octets.load(batch.head, head_start + offset[in_head], size)
+        across = np.flatnonzero((in_body < 0) & (in_body > -size.itemsize))
+        if across.size:  # from the head into the body, octet by octet
+            whole = np.zeros(across.size, np.uint32)
+            for place in range(size.itemsize):
+                octet = self._word(here[across], offset[across] + place, _SIZES[0x10])
+                whole = whole << np.uint32(8) | octet
+            word[across] = whole
+        return word
 
     def _ancillary(self, here: Column, k: int) -> Words:
         if k == _PACKET_TYPE:

@@ -1,0 +1,36 @@
+"""The sink options of ``collector listen``: what each of them opens.
+
+Options are read at once, so that mistakes are told before anything is opened; the sinks themselves
+are opened by the collector, when it has its listeners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from collector.collector import Collector, Opener
+from collector.sinks import Sink
+from collector.sinks.options import SinkOptions, parse_sink
+from collector.sinks.pcap import PcapSink
+from collector.sinks.tap import TapSink
+from tunnelbridge.errors import UsageError
+
+
+def openers(pcap: Sequence[str], tap: Sequence[str], stats: str | None) -> Sequence[Opener]:
+    """Return what opens the sinks that were asked for, in the ledger's order; raises UsageError."""
+    taps = [parse_sink(text, "--tap") for text in tap]
+    pcaps = [parse_sink(text, "--pcap") for text in pcap]
+    outputs = [options.target for options in pcaps].count("-")
+    if outputs and stats == "-":
+        raise UsageError("packets and --stats cannot share standard output")
+    if outputs > 1:
+        raise UsageError("--pcap -: only one of them can have standard output")
+    return (
+        *(partial(_open, TapSink, options) for options in taps),
+        *(partial(_open, PcapSink, options) for options in pcaps),
+    )
+
+
+def _open(make: Callable[[SinkOptions], Sink], options: SinkOptions, _: Collector) -> Sink:
+    return make(options)
