@@ -268,9 +268,9 @@ def test_a_disk_that_is_full_for_a_while_is_told_once(
             what="put",
         )
 
-    def failing(self: pcap.PcapWriter, batch: Batch) -> object:
+    def failing(self: pcap.PcapWriter, batch: Batch) -> pcap.Written:
         if full.is_set():
-            return type("Written", (), {"packets": 1, "octets": 76, "error": "disk-full"})()
+            return pcap.Written(1, 76, "disk-full")
         return write(self, batch)
 
     monkeypatch.setattr(pcap.PcapWriter, "write", failing)
