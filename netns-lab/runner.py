@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 
 def run_one(name: str, module: ModuleType, options: argparse.Namespace) -> int:
     """Build one scenario, run it, take it down; return its exit code."""
-    began, report = time.monotonic(), Report()
+    began = time.monotonic()
     print(f"\n=== {name}: {title(module)}\n\n{picture(module)}", flush=True)
     if keep := asks("KEEP"):
         _refuse_standing(name)
@@ -116,9 +116,9 @@ def run_one(name: str, module: ModuleType, options: argparse.Namespace) -> int:
         with Lab(verbose=options.verbose, keep=keep) as lab:
             scene = _build_to_keep(name, module, lab) if keep else _build(module, lab)
             _record_links(name, scene)
-            report = scene.report
             scene.heading("What is typed")
             module.run(scene)
+        return scene.report.verdict(time.monotonic() - began)
     except NotHereError as reason:
         print(f"\nskipped: {reason}")
         return SKIPPED
@@ -128,7 +128,6 @@ def run_one(name: str, module: ModuleType, options: argparse.Namespace) -> int:
     finally:
         if keep and standing.find(name):
             print(how_to_use(name))
-    return report.verdict(time.monotonic() - began)
 
 
 def shell(options: argparse.Namespace) -> int:
@@ -206,7 +205,7 @@ def _build_to_keep(name: str, module: ModuleType, lab: Lab) -> Scene:
     except BaseException:
         lab.keep = False
         raise
-    standing.Standing(name, str(lab.folder), scene.namespaces, lab.namespaces).save()
+    standing.Standing(name, str(lab.folder), scene.namespaces, lab.suffix).save()
     return scene
 
 

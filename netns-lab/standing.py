@@ -28,16 +28,20 @@ def place() -> Path:
 
 @dataclass(frozen=True)
 class Standing:
-    """A lab that stands: its namespaces by role, others that belong to it, and its files."""
+    """A lab that stands: its files, its namespaces by role, and what ends all their names."""
 
     name: str
     folder: str
     roles: dict[str, str]
-    namespaces: list[str]
+    suffix: str
 
     @property
     def path(self) -> Path:
         return place() / f"{self.name}.json"
+
+    def namespaces(self) -> list[str]:
+        """Return its namespaces that are there, those of no role as well."""
+        return sorted(path.name for path in NAMESPACES.glob(f"tb-*-{self.suffix}"))
 
     def save(self) -> None:
         place().mkdir(mode=0o755, exist_ok=True)
@@ -53,16 +57,15 @@ class Standing:
 
     def down(self) -> None:
         """End what runs on its hosts, remove them and its files, and see that they are gone."""
-        for name in self.namespaces:
-            if (NAMESPACES / name).exists():
-                _end_all(name)
-                subprocess.run(["ip", "netns", "delete", name], check=True)
+        for name in self.namespaces():
+            _end_all(name)
+            subprocess.run(["ip", "netns", "delete", name], check=True)
         if Path(self.folder).is_relative_to(Path(tempfile.gettempdir())) and PREFIX in self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.path.unlink()
-        left = [name for name in self.namespaces if (NAMESPACES / name).exists()]
-        if left or Path(self.folder).exists():
-            raise LabError(f"still there: {', '.join([*left, self.folder])}")
+        left = [*self.namespaces(), *([self.folder] if Path(self.folder).exists() else [])]
+        if left:
+            raise LabError(f"still there: {', '.join(left)}")
 
 
 def _end_all(namespace: str) -> None:

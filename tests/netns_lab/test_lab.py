@@ -65,12 +65,13 @@ def scenarios(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     for each in standing_in(tmp_path):  # whatever a failing test has left
-        for name in each["namespaces"]:
+        for name in each.namespaces():
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
-def standing_in(place: Path) -> list[dict[str, list[str]]]:
-    return [json.loads(path.read_text()) for path in (place / "state").glob("*.json")]
+def standing_in(place: Path) -> list[standing.Standing]:
+    paths = (place / "state").glob("*.json")
+    return [standing.Standing(**json.loads(path.read_text())) for path in paths]
 
 
 def write(folder: Path, *, build: str = "pass", run: str = "pass", needs: str = "") -> None:
@@ -216,9 +217,8 @@ class TestStanding:
         assert "   [a] $ ping -c 1 192.0.2.2\n" in out
         assert "netns-lab/lab down two-hosts" in out
         (state,) = standing_in(scenarios.parent)
-        namespaces = state["namespaces"]
-        assert all((NAMESPACES / name).exists() for name in namespaces)
-        assert len(namespaces) == 2
+        assert sorted(state.roles) == ["a", "b"]
+        assert sorted(state.roles.values()) == state.namespaces()
 
         assert "(stands)" in lab_standing(scenarios, "list")[1]
         code, out, _ = lab_standing(scenarios, "shell", NAME, "a", SHELL="/sbin/ip", ip="")
@@ -230,7 +230,7 @@ class TestStanding:
 
         code, out, err = lab(scenarios, "down", NAME)
         assert (code, out, err) == (0, "two-hosts is gone\n", "")
-        assert not any((NAMESPACES / name).exists() for name in namespaces)
+        assert state.namespaces() == []
         assert standing_in(scenarios.parent) == []
         code, _, err = lab(scenarios, "shell", NAME, "a")
         assert (code, err) == (
@@ -242,7 +242,7 @@ class TestStanding:
         write(scenarios)
         lab(scenarios, "up", NAME)
         (state,) = standing_in(scenarios.parent)
-        name = state["namespaces"][0]
+        name = state.roles["a"]
         with subprocess.Popen(["ip", "netns", "exec", name, "sleep", "1000"]) as sleeper:
             wait_until(lambda: _runs(name, "sleep"), 10, "the sleeper")
             code, out, _ = lab(scenarios, "down")
@@ -252,14 +252,16 @@ class TestStanding:
         assert lab(scenarios, "down")[1] == "no lab stands\n"
 
     def test_keep_leaves_it_standing_even_when_it_fails(self, scenarios: Path) -> None:
-        need("ping")
-        write(scenarios, run='scene.check(False, "no")')
+        need("ping", "tc", "ethtool")
+        write(scenarios, run='scene.wire("a:eth0"); scene.check(False, "no")')
         code, out, _ = lab(scenarios, "run", NAME, KEEP="1")
 
         assert code == 1
-        assert "netns-lab/lab shell two-hosts a" in out
-        assert len(standing_in(scenarios.parent)) == 1
+        assert out.index("It is NOT all true.") < out.index("netns-lab/lab shell two-hosts a")
+        (state,) = standing_in(scenarios.parent)
+        assert len(state.namespaces()) == 3  # the judge's as well
         assert lab(scenarios, "down", NAME)[0] == 0
+        assert state.namespaces() == []
 
     def test_what_cannot_be_built_does_not_stand(self, scenarios: Path) -> None:
         write(scenarios, build='scene.link("a:eth1 192.0.2.300/24", "b:eth1")')
@@ -368,7 +370,7 @@ def test_passes_over_what_is_no_tunnel() -> None:
 
 
 def test_a_lab_error_is_what_a_wrong_host_gets() -> None:
-    lab_standing_nowhere = standing.Standing("x", "/nowhere", {"a": "tb-a"}, [])
+    lab_standing_nowhere = standing.Standing("x", "/nowhere", {"a": "tb-a"}, "suffix")
 
     with pytest.raises(LabError, match="no host b"):
         lab_standing_nowhere.shell("b")
