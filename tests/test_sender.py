@@ -304,7 +304,7 @@ class Congested(recording.RecordingSocket):
 def test_congested_tunnels_do_not_keep_it_from_ending(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, root: None
 ) -> None:
-    monkeypatch.setattr(targets, "_open_socket", lambda *_: Congested())
+    monkeypatch.setattr(targets, "open_socket", lambda *_: Congested())
     names = [f"vxlan://127.0.0.{number}" for number in range(1, 9)]
     console.configure_logging(verbose=False)
     ended = []

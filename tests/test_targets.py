@@ -143,7 +143,7 @@ def test_members_behind_one_tunnel_share_its_sequence(
 ) -> None:
     sockets = [recording.RecordingSocket() for _ in range(3)]
     opened = iter(sockets)
-    monkeypatch.setattr(targets, "_open_socket", lambda *_: next(opened))
+    monkeypatch.setattr(targets, "open_socket", lambda *_: next(opened))
     other = "02:00:0a:0a:0a:0b"
     arp = [*ARP, f"10.10.10.11={other}"]
     fdb = [f"{MAC}={tunnel}", f"{other}={tunnel}"]
@@ -166,7 +166,7 @@ def test_members_behind_one_tunnel_share_its_sequence(
 def test_a_tunnel_without_sequence_numbers_uses_none_up(monkeypatch: pytest.MonkeyPatch) -> None:
     sockets = [recording.RecordingSocket() for _ in range(2)]
     opened = iter(sockets)
-    monkeypatch.setattr(targets, "_open_socket", lambda *_: next(opened))
+    monkeypatch.setattr(targets, "open_socket", lambda *_: next(opened))
     chosen = resolve_targets([MEMBER, "gre://127.0.0.1"], ARP, [f"{MAC}=gre://127.0.0.1?seq=on"])
     numbered, plain = open_tunnels(chosen, MtuPolicy.FRAGMENT, None)
 
@@ -187,7 +187,7 @@ def test_what_was_opened_is_closed_when_the_next_cannot_be(
             return sock
         raise UserError("no")
 
-    monkeypatch.setattr(targets, "_open_socket", open_socket)
+    monkeypatch.setattr(targets, "open_socket", open_socket)
     chosen = resolve_targets(["gre://127.0.0.1", "gre://127.0.0.2"], [], [])
     with pytest.raises(UserError):
         open_tunnels(chosen, MtuPolicy.FRAGMENT, None)

@@ -162,14 +162,15 @@ def open_tunnel(
     return Tunnel(
         target.name,
         stack,
-        lambda: _open_socket(target, stack),
+        lambda: open_socket(target, stack),
         policy,
         target.ip_header,
         numbering,
     )
 
 
-def _open_socket(target: Target, stack: Encapsulation) -> TunnelSocket:
+def open_socket(target: Target, stack: Encapsulation) -> TunnelSocket:
+    """Open what carries a target's clones; raises UserError."""
     if target.is_ether:
         return WireSocket(target.remote)
     may_be_raw = "CAP_NET_RAW" in effective_capabilities()

@@ -36,6 +36,8 @@ class Frames:
     entropy: Column
     origin: Column
     """Which row of the captured batch each frame was cut from."""
+    incomplete: Flags | None = None
+    """Known to have been cut before, by how much is not known; None where nobody says so."""
 
     def select(self, index: Column | Flags) -> Frames:
         """Return the frames at ``index``."""
@@ -46,6 +48,7 @@ class Frames:
             self.header_length[index],
             self.entropy[index],
             self.origin[index],
+            None if self.incomplete is None else self.incomplete[index],
         )
 
     def with_batch(self, batch: Batch) -> Frames:
@@ -148,7 +151,7 @@ class Tunnel:
             frames = self._strip_ethernet(frames)
         if self.encapsulation.tag:
             frames = _tagged(frames, self.encapsulation.tag)
-        batch, truncated = self._fit(frames.batch)
+        batch, truncated = self._fit(frames)
         kept = self._drop_oversize(batch, frames.tag)
         if kept is not None:
             frames, batch, truncated = frames.select(kept), batch.select(kept), truncated[kept]
@@ -211,11 +214,13 @@ class Tunnel:
             frames = frames.select(np.flatnonzero(is_ip))
         return replace(frames, batch=frames.batch.skip(frames.header_length))  # others see them too
 
-    def _fit(self, batch: Batch) -> tuple[Batch, Flags]:
+    def _fit(self, frames: Frames) -> tuple[Batch, Flags]:
         """Cut what the policy cuts; tell which clones are not whole."""
+        batch = frames.batch
         if self.policy is MtuPolicy.TRUNCATE:
             batch = batch.cut(max(self.path_mtu - self.overhead, ethernet.HEADER.itemsize))
-        return batch, batch.total_length < batch.wire_length
+        truncated = batch.total_length < batch.wire_length
+        return batch, truncated if frames.incomplete is None else truncated | frames.incomplete
 
     def _drop_oversize(self, batch: Batch, tag: Column) -> Column | None:
         """Refuse what is too long still; None when all clones stay."""

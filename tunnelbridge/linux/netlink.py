@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -19,6 +19,8 @@ from tunnelbridge.errors import UserError
 from tunnelbridge.linux import options
 from tunnelbridge.linux.namespace import in_thread
 from tunnelbridge.linux.tpacket import no_interface
+
+RTN_LOCAL: Final = 2  # linux/rtnetlink.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,21 @@ def link(name: str) -> Link:
 def route(remote: str) -> Route:
     """Return the route to an IP literal; UserError if there is none."""
     return in_thread(lambda: _route(remote))
+
+
+def is_own(literal: str) -> bool:
+    """Tell whether this host takes what is sent to an IP literal (RTN_LOCAL: its own addresses)."""
+    return in_thread(lambda: _is_own(literal))
+
+
+def _is_own(literal: str) -> bool:
+    family, address = options.resolve(literal)
+    wanted = {"dst": str(address[0]).partition("%")[0], "family": int(family)}
+    with IPRoute() as netlink:
+        try:
+            return bool(netlink.route("get", **wanted)[0]["type"] == RTN_LOCAL)
+        except NetlinkError:  # no route at all
+            return False
 
 
 def _link(name: str) -> Link:

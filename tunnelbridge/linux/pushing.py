@@ -54,11 +54,14 @@ class Sent:
 
 
 class Push:
-    """The sending of one batch, of which ``sent`` becomes the result."""
+    """The sending of one batch, of which ``sent`` becomes the result.
 
-    def __init__(self) -> None:
+    ``patience`` is how many seconds a full queue may be waited for, all in all.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
         self.sent = Sent()
-        self._patience = PATIENCE
+        self._patience = patience
 
     def send(self, sock: socket.socket, messages: Messages, lengths: Column) -> tuple[int, str]:
         """Send the prepared messages, of ``lengths`` inner octets each.

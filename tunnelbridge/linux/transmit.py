@@ -24,7 +24,7 @@ from tunnelbridge.batch import Batch, Column
 from tunnelbridge.linux import options
 from tunnelbridge.linux.endpoint import Endpoint, connected, icmp_errors
 from tunnelbridge.linux.messages import LIMIT, Headers, Messages, ipv4_headers
-from tunnelbridge.linux.pushing import Push, Sent
+from tunnelbridge.linux.pushing import PATIENCE, Push, Sent
 from tunnelbridge.wire import ipv4
 
 UDP_HEADER: Final = 8
@@ -45,20 +45,33 @@ class TunnelSocket:
         """Whether the kernel let us mark the packets, so that captures can refuse them."""
         self._sockets = sockets
         self._skip = skip
+        self._patience = PATIENCE
         self._messages = Messages()
         self._outer: Headers | None = None
         """Outer IP headers to send, None where the kernel makes them."""
+
+    def never_wait(self, octets: int) -> Self:
+        """Drop what does not fit into send buffers of ``octets``, rather than wait for room.
+
+        For who has more to do than to send. The kernel counts what a packet costs it, at least
+        some 800 octets (sock_alloc_send_pskb, net/core/sock.c), and allows twice what was asked for.
+        """
+        self._patience = 0.0
+        for sock in self._sockets:
+            options.enlarge_send_buffer(sock, octets)
+        return self
 
     def send(self, rows: npt.NDArray[np.uint8], batch: Batch) -> Sent:
         """Send each packet behind its row of outer headers.
 
         ``rows`` are uint8 (n, H), what follows the outer IP header; they may be part of a wider or
         longer matrix as long as a row's octets are adjacent. ``batch`` holds the n inner packets.
-        Waits at most 100 ms for room in the send queue; never raises for what the network does.
+        Waits at most 100 ms for room in the send queue (see :meth:`never_wait`); never raises for
+        what the network does.
         """
         if rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != len(batch):
             raise ValueError(f"rows must be uint8 ({len(batch)}, H), not {rows.dtype} {rows.shape}")
-        push = Push()
+        push = Push(self._patience)
         self._prepare(rows, batch)
         for sock, index in self._shares(rows):
             if len(index):
