@@ -188,7 +188,15 @@ class Collector:
             batch.timestamp[found.index],
         )
         delivery = Delivery(
-            found.batch, stream, gap, found.truncated, datagrams.slab, batch, found.index
+            found.batch,
+            stream,
+            gap,
+            found.truncated,
+            datagrams.slab,
+            batch,
+            found.index,
+            listener.first,
+            listener.port,
         )
         for sink in self.sinks:
             sink.put(delivery)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tunnelbridge.batch import Batch, Column, Flags, Octets
 from tunnelbridge.linux.slab import Slab
+from tunnelbridge.wire.layer import Kind
 from tunnelbridge.wire.octets import ragged
 
 _CHUNK: Final = 64
@@ -39,6 +40,10 @@ class Delivery:
     """The received datagrams, allowed or not, good or not; None in a copy."""
     index: Column | None = None
     """Which datagram of ``outer`` each frame was in; None in a copy."""
+    first: Kind = Kind.NONE
+    """What the datagrams begin with, as the socket hands them over."""
+    port: int = 0
+    """The UDP port they came to, where the socket has taken their UDP headers off."""
 
     def __len__(self) -> int:
         return len(self.stream)

@@ -56,6 +56,8 @@ class Listener:
     name: str
     receiver: Receiver
     first: Kind
+    port: int = 0
+    """Of a plain UDP socket; raw ones leave it in the datagrams."""
 
 
 def parse_wanted(
@@ -159,15 +161,15 @@ class Listeners:
             except UserError as error:
                 self._problem(error)
                 continue
-            self._add(f"UDP ({kind.slug} {port}) on {_where(family, address)}", sock, kind)
+            self._add(f"UDP ({kind.slug} {port}) on {_where(family, address)}", sock, kind, port)
 
     def _problem(self, error: UserError) -> None:
         if self.wanted.explicit:
             raise error
         self.problems.append(str(error))
 
-    def _add(self, name: str, sock: socket.socket, first: Kind) -> None:
-        self.open.append(Listener(name, Receiver(sock), first))
+    def _add(self, name: str, sock: socket.socket, first: Kind, port: int = 0) -> None:
+        self.open.append(Listener(name, Receiver(sock), first, port))
 
 
 def _families(addresses: Sequence[str]) -> list[tuple[int, str | None]]:
