@@ -74,6 +74,9 @@ def run(scene: Scene) -> None:
     original = tcp(wire.settled(2))
     scene.until(lambda: len(tcp(inner(far.frames()))) >= len(original), "the last clone")
     sent = scene.end(sender, "sender.json")
+    carried = unwrap(far.frames())
+    scene.exchange(SERVE, ASK, quiet=True)
+    both = tcp(wire.settled(4))
 
     scene.heading("tcpdump at the member")
     scene.show(scene.until(lambda: dump.out.read_text().splitlines(), "tcpdump's lines"), 3)
@@ -82,7 +85,6 @@ def run(scene: Scene) -> None:
     told = f"no FDB entry for {MAC}" in why and "K17567" in why and code in (1, 2)
     scene.check(told, "without the FDB entry it is refused, with the reason", why)
     scene.check(answer == ANSWER, "the client has its answer: originals are untouched")
-    original, carried = tcp(wire.stop()), unwrap(far.stop())
     clones = tcp([each.frame for each in carried])
     member = bytes.fromhex(MAC.replace(":", ""))
     scene.same(
@@ -95,3 +97,7 @@ def run(scene: Scene) -> None:
         largest <= 1514, f"super-packets were cut: the largest frame has {largest:,} octets"
     )
     scene.check(sent["balanced"], "the ledger balances")
+    wire.stop()
+    more = len(unwrap(far.stop())) - len(carried)
+    again = len(both) - len(original)
+    scene.check(again and not more, f"after its end, of {again} more packets nothing arrives", more)
