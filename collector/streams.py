@@ -201,7 +201,10 @@ def _missing(sequence: Sequence, numbers: Column) -> Column | None:
 
 
 def _groups(keys: npt.NDArray[np.void]) -> Iterable[slice | npt.NDArray[np.int64]]:
-    """Yield the positions of each distinct key; the whole batch at once where there is but one."""
+    """Yield the positions of each distinct key, in order of first appearance.
+
+    Where there is but one key that is the whole batch at once.
+    """
     if not len(keys):
         return
     if (keys == keys[0]).all():
@@ -216,4 +219,4 @@ def _groups(keys: npt.NDArray[np.void]) -> Iterable[slice | npt.NDArray[np.int64
     _, inverse = np.unique(mixed, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     bounds = np.flatnonzero(np.diff(inverse[order])) + 1
-    yield from np.split(order, bounds)
+    yield from sorted(np.split(order, bounds), key=lambda places: int(places[0]))

@@ -112,11 +112,71 @@ def test_streams_are_told_apart_by_source_encapsulation_and_identifier() -> None
     }
 
 
+def scalar_gaps(numbers: list[int]) -> list[int]:
+    """Return how many numbers are passed over before each; late ones pass over none."""
+    highest, gaps = numbers[0] - 1, []
+    for number in numbers:
+        gaps.append(max(0, number - highest - 1))
+        highest = max(highest, number)
+    return gaps
+
+
+def take(table: StreamTable, streams: list[int], sequence: list[int], start: int = 0) -> tuple:
+    count = len(streams)
+    source = np.zeros((count, 16), np.uint8)
+    source[:, 10:12] = 0xFF
+    source[:, 15] = streams
+    number, gap = table.take(
+        source,
+        np.full(count, Kind.GRE, np.uint8),
+        np.full(count, 7),
+        np.array(sequence, np.int64),
+        np.full(count, 60),
+        np.zeros(count, np.bool_),
+        np.arange(count, dtype=np.int64) + start,
+    )
+    return number.tolist(), gap.tolist()
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 300)), max_size=60), st.integers(0, 60))
+def test_each_frame_is_told_its_stream_and_the_gap_before_it(frames: list, cut: int) -> None:
+    """Random numbers of four streams, mixed, in two batches; some frames have no number."""
+    table = StreamTable()
+    numbers = [number or UNKNOWN for _, number in frames]
+    streams = [stream for stream, _ in frames]
+    first = take(table, streams[:cut], numbers[:cut])
+    second = take(table, streams[cut:], numbers[cut:])
+    order, gaps = first[0] + second[0], first[1] + second[1]
+
+    for stream in set(streams):
+        places = [place for place, each in enumerate(streams) if each == stream]
+        (name,) = {order[place] for place in places}
+        assert table.ledgers()[name].source == f"0.0.0.{stream}"
+        assert table.ledger(name) is table.ledgers()[name]
+        known = [place for place in places if numbers[place] != UNKNOWN]
+        if known:
+            expected = scalar_gaps([numbers[place] for place in known])
+            assert [gaps[place] for place in known] == expected
+        assert all(gaps[place] == 0 for place in places if place not in known)
+    assert sum(gaps) == sum(each.lost + each.reordered for each in table.ledgers())
+
+
+def test_numbers_of_streams_never_change_and_times_are_those_of_arrival() -> None:
+    table = StreamTable()
+
+    assert take(table, [9, 9, 3], [1, 2, UNKNOWN], start=1000)[0] == [0, 0, 1]
+    assert take(table, [3, 5, 9], [UNKNOWN] * 3, start=2000)[0] == [1, 2, 0]
+    assert take(table, [], [])[0] == []
+
+    seen = [(each.first_seen, each.last_seen) for each in table.ledgers()]
+    assert seen == [(1000, 2002), (1002, 2000), (2001, 2001)]
+
+
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("collector.streams.MOST_STREAMS", 3)
     table = StreamTable()
     count = 10
-    table.take(
+    number, _ = table.take(
         np.zeros((count, 16), np.uint8),
         np.full(count, Kind.VXLAN, np.uint8),
         np.arange(count),
@@ -131,3 +191,5 @@ def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ledgers) == 4
     assert ledgers[-1].source == "other"
     assert sum(each.packets for each in ledgers) == count
+    assert number.tolist() == [0, 1, 2] + [3] * 7
+    assert table.ledger(3) is ledgers[-1]
