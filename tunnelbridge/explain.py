@@ -207,7 +207,8 @@ def _chain(session: Session, mtu: MtuPolicy, frame: int) -> Iterator[str]:
             for target in member.plan.targets:
                 if target.mac:
                     yield f"ARP      {member.plan.ip} is at {target.mac.hex(':')}"
-                    yield f"FDB      {target.mac.hex(':')} is behind {target.name}"
+                    tunnel = target.name.rpartition(" via ")[2]
+                    yield f"FDB      {target.mac.hex(':')} is behind {tunnel}"
                 described = describe_target(target, mtu, cut is not None, frame)
                 yield from (line for line in described if line and "static ARP" not in line)
     if session.ledger.no_member:
