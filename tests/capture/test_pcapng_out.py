@@ -123,7 +123,7 @@ def write(path: Path, *parts: Any) -> bytes:
                 writer.owe(part)
             else:
                 assert writer.write(part).error is None
-        assert writer._pay() is None
+        assert writer.settle() is None
     finally:
         os.close(fd)
     return path.read_bytes()

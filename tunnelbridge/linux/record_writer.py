@@ -66,6 +66,11 @@ class RecordWriter:
         """Have ``octets`` written before the next record; if they cannot be now, then later."""
         self._owed += octets
 
+    def settle(self) -> str | None:
+        """Write what is owed now; return why that failed, or None."""
+        self.error = self._pay()
+        return self.error
+
     def write(self, records: Records) -> Written:
         """Write all ``records``, or as many as fit, and say how many."""
         self.error = self._pay()
