@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
-SCRIPTS = ["tools/setup", "tests/run", ".ci/run", "netns-lab/demo"]
+SCRIPTS = ["tools/setup", "tests/run", ".ci/run", "netns-lab/demo", "netns-lab/lab"]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
 def test_an_unknown_purpose_is_a_usage_error(checkout: Path, arguments: tuple[str, ...]) -> None:
     done = setup(checkout, *arguments)
 
-    assert (done.returncode, done.stderr) == (2, "usage: tools/setup run|lab|test\n")
+    assert (done.returncode, done.stderr) == (2, "usage: tools/setup run|lab|scenarios|test\n")
 
 
 def test_an_old_python_is_told_and_what_to_do(checkout: Path) -> None:
