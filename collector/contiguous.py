@@ -1,0 +1,61 @@
+"""Frames in one piece each, for stages that read through whole frames."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tunnelbridge.batch import NO_OCTETS, Batch, Column, Octets
+from tunnelbridge.wire.octets import load, ragged
+
+_CHUNK: Final = 64
+"""Octets copied at once: fewer indices, and at most this much memory wasted per frame."""
+
+
+def contiguous(frames: Batch) -> Batch:
+    """Return the frames without heads: the batch itself where there are none, else a copy."""
+    if frames.head_start is None or frames.head_length is None:
+        return frames
+    if not frames.head_length.any():
+        return replace(frames, head=NO_OCTETS, head_start=None, head_length=None)
+    room = -(-int(frames.head_length.max()) // _CHUNK)
+    memory, body = _copy(frames.memory, frames.start, frames.length, room)
+    start = body - frames.head_length
+    for size in np.unique(frames.head_length).tolist():
+        rows = np.flatnonzero(frames.head_length == size)
+        if size:
+            header = np.dtype(f"V{size}")
+            _everywhere(memory, size)[start[rows]] = load(
+                frames.head, frames.head_start[rows], header
+            )
+    return replace(
+        frames,
+        memory=memory,
+        start=start,
+        length=frames.head_length + frames.length,
+        head=NO_OCTETS,
+        head_start=None,
+        head_length=None,
+    )
+
+
+def _copy(memory: Octets, start: Column, length: Column, room: int) -> tuple[Octets, Column]:
+    """Copy slices with ``room`` chunks of anything in front; return the copy and their places."""
+    chunks = -(-length // _CHUNK) + room
+    first = np.cumsum(chunks) - chunks
+    place = (first + room) * _CHUNK
+    if memory.size < _CHUNK or int((start - place + (first + chunks) * _CHUNK).max()) > memory.size:
+        copy = np.zeros(int(chunks.sum()) * _CHUNK, np.uint8)
+        copy[ragged(place, length)] = memory[ragged(start, length)]
+        return copy, place
+    source = np.repeat(start - place, chunks) + np.arange(int(chunks.sum())) * _CHUNK
+    records = _everywhere(memory, _CHUNK)[np.maximum(source, 0)]
+    return records.view(np.uint8), place
+
+
+def _everywhere(memory: Octets, size: int) -> npt.NDArray[Any]:
+    """Return ``memory`` as records of ``size`` octets, one beginning at every octet."""
+    return np.ndarray((memory.size - size + 1,), f"V{size}", memory.data, strides=(1,))
