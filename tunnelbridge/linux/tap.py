@@ -29,6 +29,7 @@ from tunnelbridge.linux.options import IFF_UP
 TUNSETIFF: Final = 0x400454CA
 IFF_TAP: Final = 0x0002
 IFF_NO_PI: Final = 0x1000
+IFF_MULTI_QUEUE: Final = 0x0100
 IFF_NOARP, IFF_MULTICAST = 0x80, 0x1000  # linux/if.h
 
 DEVICE: Final = Path("/dev/net/tun")
@@ -37,6 +38,7 @@ MTU: Final = 65521
 SHORTEST: Final = 14
 LONGEST: Final = 65535 + 14
 LONGEST_NAME: Final = 15  # IFNAMSIZ with its zero
+MOST_QUEUES: Final = 256  # MAX_TAP_QUEUES, drivers/net/tun.c
 
 _CAUSES: Final = {errno.EIO: "tap-down", errno.EAGAIN: "tap-full"}
 
@@ -56,19 +58,27 @@ class Tap:
     ``silent`` tells whether it could be kept from saying anything by itself (IPv6 and ARP off);
     not so on a tap that belongs to this user while somebody else set it up, or where /proc/sys
     cannot be written.
+
+    A tap with several queues tells its readers by which of them a frame came (the frame's recorded
+    receive queue, which PACKET_FANOUT_QM goes by).
     """
 
-    def __init__(self, fd: int, name: str, silent: bool) -> None:
+    def __init__(self, fds: list[int], name: str, silent: bool) -> None:
         self.name = name
         self.silent = silent
-        self._fd = fd
+        self._fds = fds
 
     def fileno(self) -> int:
-        """Return the file descriptor; reading it gives what the host sends to the tap."""
-        return self._fd
+        """Return the first queue's descriptor; reading it gives what the host sends to the tap."""
+        return self._fds[0]
 
-    def write(self, batch: Batch) -> TapResult:
-        """Write every frame; never raises for a frame that the tap does not take.
+    @property
+    def queues(self) -> int:
+        """How many queues there are."""
+        return len(self._fds)
+
+    def write(self, batch: Batch, queue: int = 0) -> TapResult:
+        """Write every frame by one queue; never raises for a frame that the tap does not take.
 
         Causes: "short" (< 14 octets), "too-long" (> 65549), "tap-down", "tap-full", else the
         errno's name. One write a frame is what the driver offers; the loop costs 0.6 µs a frame.
@@ -82,9 +92,9 @@ class Tap:
         if dropped:
             batch = batch.select(~(short | long))
         if batch.head_length is None:
-            octets, failed = _write_bodies(self._fd, batch)
+            octets, failed = _write_bodies(self._fds[queue], batch)
         else:
-            octets, failed = _write_heads_and_bodies(self._fd, batch)
+            octets, failed = _write_heads_and_bodies(self._fds[queue], batch)
         for code in failed:
             cause = _CAUSES.get(code) or errno.errorcode.get(code, str(code)).lower()
             dropped[cause] = dropped.get(cause, 0) + 1
@@ -92,8 +102,8 @@ class Tap:
 
     def close(self) -> None:
         """Close the tap; closing twice is no error."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
+        fds, self._fds = self._fds, []
+        for fd in fds:
             os.close(fd)
 
 
@@ -128,20 +138,23 @@ def _write_heads_and_bodies(fd: int, batch: Batch) -> tuple[int, list[int]]:
     return octets, failed
 
 
-def open_tap(name: str, namespace: str | None = None) -> Tap:
+def open_tap(name: str, namespace: str | None = None, queues: int = 1) -> Tap:
     """Create the tap ``name`` (or attach to this user's own), up and silent; see :class:`Tap`.
 
     Args:
         name: at most 15 characters.
         namespace: a name under /run/netns; without it, the calling thread's own.
+        queues: 1 to 256; more than one need a kernel with IFF_MULTI_QUEUE (since Linux 3.8).
 
     Raises:
-        UsageError: a name that no interface can have.
+        UsageError: a name that no interface can have, or too many queues.
         UserError: name in use, no such namespace, no tun driver, missing capability.
 
     """
     _check_name(name)
-    return in_thread(lambda: _open(name), namespace)
+    if not 1 <= queues <= MOST_QUEUES:
+        raise UsageError(f"tap {name}: {queues} queues: expected 1 to {MOST_QUEUES}")
+    return in_thread(lambda: _open(name, queues), namespace)
 
 
 def _check_name(name: str) -> None:
@@ -154,25 +167,33 @@ def _check_name(name: str) -> None:
         )
 
 
-def _open(name: str) -> Tap:
+def _open(name: str, queues: int) -> Tap:
+    fds: list[int] = []
+    flags = IFF_TAP | IFF_NO_PI | (IFF_MULTI_QUEUE if queues > 1 else 0)
     try:
-        fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        for _ in range(queues):
+            fds.append(_open_device(name))
+            _attach(fds[-1], name, flags)
+        return Tap(fds, name, _set_up(name))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def _open_device(name: str) -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
         raise privileges.missing("CAP_NET_ADMIN", f"creating the tap {name}") from None
     except OSError:
         raise UserError(
             f"no {DEVICE} for the tap {name}: load the driver with `sudo modprobe tun`"
         ) from None
-    try:
-        _attach(fd, name)
-        return Tap(fd, name, _set_up(name))
-    except BaseException:
-        os.close(fd)
-        raise
 
 
-def _attach(fd: int, name: str) -> None:
-    request = struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI)  # struct ifreq
+def _attach(fd: int, name: str, flags: int) -> None:
+    request = struct.pack("16sH22x", name.encode(), flags)  # struct ifreq
     try:
         fcntl.ioctl(fd, TUNSETIFF, request)
     except PermissionError:
