@@ -63,6 +63,26 @@ def listen(
             metavar="[NETNS:]NAME", help="Create this tap and write frames to it; repeatable."
         ),
     ] = None,
+    forward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TUNNEL",
+            help="Send frames on in this tunnel, as tunnelbridge send --to does; repeatable.",
+        ),
+    ] = None,
+    forward_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW", help="Several --forward share frames by flow or round-robin, or get all."
+        ),
+    ] = None,
+    forward_raw: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            help="Pass datagrams on unchanged, by the flow inside; repeatable, with ?weight=N.",
+        ),
+    ] = None,
     levels: Levels = 4,
     heartbeat: Annotated[
         str | None,
@@ -83,6 +103,7 @@ def listen(
     Every sink may have a filter, a snap length and a queue of its own:
     --pcap 'x.pcap?filter=tcp port 80&snaplen=256&queue=64MB'.
     """
+    from collector.cli_forward import forward_openers
     from collector.cli_sinks import openers
     from collector.collector import ListenOptions
     from collector.collector import listen as collect
@@ -91,12 +112,13 @@ def listen(
 
     console.configure_logging(verbose)
     wanted = parse_wanted(gre, vxlan or (), geneve or (), udp or (), ip or ())
+    forwarding = forward_openers(forward or (), forward_by, forward_raw or ())
     collect(
         ListenOptions(
             wanted,
             bind or (),
             allow or (),
-            openers(pcap or (), tap or (), stats),
+            (*openers(pcap or (), tap or (), stats), *forwarding),
             levels,
             count,
             duration,

@@ -28,6 +28,7 @@ from tunnelbridge.linux.pushing import PATIENCE, Push, Sent
 from tunnelbridge.wire import ipv4
 
 UDP_HEADER: Final = 8
+LARGEST_BUFFER: Final = 1 << 30  # the kernel doubles it and keeps an int
 
 # linux/in.h and linux/in6.h; the socket module lacks most of them
 IP_HDRINCL: Final = 3
@@ -58,7 +59,7 @@ class TunnelSocket:
         """
         self._patience = 0.0
         for sock in self._sockets:
-            options.enlarge_send_buffer(sock, octets)
+            options.enlarge_send_buffer(sock, min(octets, LARGEST_BUFFER))
         return self
 
     def send(self, rows: npt.NDArray[np.uint8], batch: Batch) -> Sent:
