@@ -16,7 +16,7 @@ from tunnelbridge.linux.bpf_join import join
 from tunnelbridge.linux.libc import Program
 from tunnelbridge.linux.libpcap import compile_filter, kernel_takes, refuse_marked
 from tunnelbridge.policy.plan import SessionPlan
-from tunnelbridge.rule_programs import compile_lists
+from tunnelbridge.policy.rule_programs import compile_lists
 
 
 def expression_programs(plans: Sequence[SessionPlan], interface: str | None) -> dict[int, Program]:

@@ -22,7 +22,7 @@ from tunnelbridge.clone.rules import Rule
 from tunnelbridge.linux import libc
 from tunnelbridge.linux.bpf_join import join
 from tunnelbridge.linux.libpcap import compile_filter, kernel_takes, refuse_marked
-from tunnelbridge.rule_programs import compile_lists, compile_rules
+from tunnelbridge.policy.rule_programs import compile_lists, compile_rules
 
 
 @pytest.fixture(scope="module")
