@@ -140,7 +140,6 @@ def test_nobody_reads_and_nothing_blocks(tap: Tap, reader: socket.socket) -> Non
 def test_the_tap_itself_says_nothing(ns: str, tap: Tap) -> None:
     """With IPv6 on in the namespace an ordinary tap sends router solicitations within 2 s."""
     assert tap.silent
-    lab.run("ping", "-c", "1", "-W", "1", "-I", tap.name, "192.0.2.1", ns=ns, check=False)
     assert select.select([tap], [], [], 2.0)[0] == [], _read_all(tap)
 
 
