@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from collector import cli_live
 from tunnelbridge.command_line import Count, Duration, Stats, Verbose, run
 
 app = typer.Typer(
@@ -27,6 +28,9 @@ Udp = Annotated[
 Levels = Annotated[
     int, typer.Option(min=1, max=4, help="Tunnels inside tunnels to take off, at most.")
 ]
+
+
+cli_live.register(app)
 
 
 @app.command()
@@ -83,6 +87,11 @@ def listen(
             help="Pass datagrams on unchanged, by the flow inside; repeatable, with ?weight=N.",
         ),
     ] = None,
+    tap_queues: cli_live.TapQueues = 1,
+    tap_per_stream: cli_live.TapPerStream = None,
+    inject: cli_live.Inject = None,
+    serve: cli_live.Serve = None,
+    serve_filter: cli_live.ServeFilter = None,
     levels: Levels = 4,
     heartbeat: Annotated[
         str | None,
@@ -94,6 +103,7 @@ def listen(
     duration: Duration = None,
     stats: Stats = None,
     verbose: Verbose = False,
+    quiet: cli_live.Quiet = False,
 ) -> None:
     """Receive tunnels and deliver the frames in them until interrupted.
 
@@ -110,20 +120,22 @@ def listen(
     from collector.listener import parse_wanted
     from tunnelbridge import console
 
-    console.configure_logging(verbose)
+    console.configure_logging(verbose, quiet)
     wanted = parse_wanted(gre, vxlan or (), geneve or (), udp or (), ip or ())
+    live = cli_live.live_openers(serve or (), serve_filter, tap_per_stream or (), inject or ())
     forwarding = forward_openers(forward or (), forward_by, forward_raw or ())
     collect(
         ListenOptions(
             wanted,
             bind or (),
             allow or (),
-            (*openers(pcap or (), tap or (), stats), *forwarding),
+            (*openers(pcap or (), tap or (), stats, tap_queues), *live, *forwarding),
             levels,
             count,
             duration,
             stats,
             heartbeat,
+            quiet=quiet,
         )
     )
 

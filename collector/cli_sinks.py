@@ -17,17 +17,20 @@ from collector.sinks.tap import TapSink
 from tunnelbridge.errors import UsageError
 
 
-def openers(pcap: Sequence[str], tap: Sequence[str], stats: str | None) -> Sequence[Opener]:
+def openers(
+    pcap: Sequence[str], tap: Sequence[str], stats: str | None, tap_queues: int = 1
+) -> Sequence[Opener]:
     """Return what opens the sinks that were asked for, in the ledger's order; raises UsageError."""
     taps = [parse_sink(text, "--tap") for text in tap]
     pcaps = [parse_sink(text, "--pcap") for text in pcap]
+    tap_sink = TapSink if tap_queues == 1 else partial(TapSink, queues=tap_queues)
     outputs = [options.target for options in pcaps].count("-")
     if outputs and stats == "-":
         raise UsageError("packets and --stats cannot share standard output")
     if outputs > 1:
         raise UsageError("--pcap -: only one of them can have standard output")
     return (
-        *(partial(_open, TapSink, options) for options in taps),
+        *(partial(_open, tap_sink, options) for options in taps),
         *(partial(_open, PcapSink, options) for options in pcaps),
     )
 

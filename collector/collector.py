@@ -20,7 +20,7 @@ from collector.delivery import Delivery
 from collector.heartbeat import Heartbeat
 from collector.ledger import CollectorLedger
 from collector.listener import Listener, Listeners, Wanted
-from collector.sinks import Sink
+from collector.sinks import Serving, Sink
 from collector.streams import StreamTable
 from tunnelbridge import console
 from tunnelbridge.errors import UserError
@@ -51,6 +51,8 @@ class ListenOptions:
     duration: float | None = None
     stats: str | None = None
     heartbeat: str | None = None
+    quiet: bool = False
+    """Leave out the closing ledger."""
 
 
 Opener = Callable[["Collector"], Sink]
@@ -102,6 +104,9 @@ class Collector:
             loop.add_reader(listener.receiver.fileno(), self._on_readable, listener)
         if self.heartbeat is not None:
             self.heartbeat.listen(loop)
+        for sink in self.sinks:
+            if isinstance(sink, Serving):
+                sink.listen(loop)
         if not self.sinks:
             self._log.warning("frames are only counted: deliver them with --pcap or --tap")
         self._log.info("listening", on=[listener.name for listener in self.listeners.open])
@@ -255,7 +260,8 @@ class Collector:
 
     def report(self) -> None:
         """Write the closing ledger: to ``--stats``, and in short to standard error."""
-        console.report(self.as_dict(), self._reason)
+        if not self.options.quiet:
+            console.report(self.as_dict(), self._reason)
         console.write_stats(self.options.stats, self.as_dict())
 
 

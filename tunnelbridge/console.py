@@ -23,8 +23,11 @@ MOST_LINES: Final = 20
 ERASE: Final = "\r\x1b[2K"
 
 
-def configure_logging(verbose: bool) -> structlog.stdlib.BoundLogger:
-    """Send log lines to standard error: readable on a terminal, JSON elsewhere."""
+def configure_logging(verbose: bool, quiet: bool = False) -> structlog.stdlib.BoundLogger:
+    """Send log lines to standard error: readable on a terminal, JSON elsewhere.
+
+    ``quiet`` leaves nothing but errors.
+    """
     render: Any = structlog.processors.JSONRenderer()
     if sys.stderr.isatty():
         render = structlog.dev.ConsoleRenderer(pad_event_to=0)
@@ -34,7 +37,7 @@ def configure_logging(verbose: bool) -> structlog.stdlib.BoundLogger:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(10 if verbose else 20),
+        wrapper_class=structlog.make_filtering_bound_logger(40 if quiet else 10 if verbose else 20),
         logger_factory=structlog.PrintLoggerFactory(_Lenient(sys.stderr)),  # type: ignore[arg-type]
     )
     logger: structlog.stdlib.BoundLogger = structlog.get_logger()

@@ -7,7 +7,8 @@ blocks.
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from typing import Protocol, runtime_checkable
 
 from collector.delivery import Delivery
 from collector.ledger import SinkLedger
@@ -33,3 +34,11 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish within a second or two and give everything back."""
+
+
+@runtime_checkable
+class Serving(Protocol):
+    """A sink that people connect to."""
+
+    def listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let them, from now on; called once, when the loop runs."""

@@ -20,11 +20,10 @@ import structlog
 from collector.delivery import Delivery
 from collector.ledger import SinkLedger
 from collector.sinks.live_readers import Block, Reader, ReaderLedger
-from collector.sinks.live_records import FORMATS, encoder
+from collector.sinks.live_records import Encoder
 from collector.sinks.live_socket import accept, is_loopback, open_server, parse_where, where
 from collector.sinks.options import SinkOptions
 from collector.sinks.selection import Selection
-from tunnelbridge.errors import UsageError
 
 MOST_READERS: Final = 32
 MOST_REMEMBERED: Final = 64
@@ -70,18 +69,16 @@ class ServeSink:
 
     def __init__(self, options: SinkOptions, name_of: Callable[[int], str]) -> None:
         host, port = parse_where(options.target)
-        kind = options.more.get("format", FORMATS[0])
-        if kind not in FORMATS:
-            raise UsageError(f"--serve: format {kind}: expected {', '.join(FORMATS)}")
         self._selection = Selection(options)
-        self._encoder = encoder(kind, options, name_of)
+        self._encoder = Encoder(options, name_of)
         self._most_octets = options.queue_octets
         self._readers: dict[int, Reader] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._socket = open_server(host, port)
         self.port: int = self._socket.getsockname()[1]
-        self.ledger = ServeLedger(f"serve {where(host, self.port)}")
+        self._told = ServeLedger(f"serve {where(host, self.port)}")
+        self.ledger: SinkLedger = self._told
         if not is_loopback(host):
             self._log.warning("whoever reaches this port sees the frames", sink=self.ledger.name)
 
@@ -149,14 +146,14 @@ class ServeSink:
                 self._loop.remove_reader(self._socket.fileno())
             return
         if len(self._readers) >= MOST_READERS:
-            self.ledger.refused += 1
+            self._told.refused += 1
             sock.close()
             return
         self._welcome(Reader(sock, name, self._most_octets))
 
     def _welcome(self, reader: Reader) -> None:
         self._readers[reader.fileno()] = reader
-        self.ledger.remember(reader.ledger)
+        self._told.remember(reader.ledger)
         self._log.info("reader connected", sink=self.ledger.name, reader=reader.ledger.name)
         if self._loop is not None:
             self._loop.add_reader(reader.fileno(), self._on_readable, reader)
