@@ -11,7 +11,7 @@ import numpy as np
 from collector.delivery import Delivery
 from collector.ledger import StreamLedger
 from collector.sinks.formats import Format
-from tunnelbridge.batch import Column
+from tunnelbridge.batch import Column, Flags
 from tunnelbridge.capture.pcapng_out import Statistics
 from tunnelbridge.linux.record_writer import RecordWriter, Written
 from tunnelbridge.records import Records
@@ -76,8 +76,10 @@ class CaptureFile:
         result = self._writer.write(self._form.records(delivery, place))
         self._count(_RECEIVED, place)
         self._count(_WRITTEN, place[: result.packets])
-        self._count(_LOST, place, delivery.gap)
-        self._count(_TRUNCATED, place, delivery.truncated)
+        if delivery.gap.any():
+            self._count(_LOST, place, delivery.gap)
+        if delivery.truncated.any():
+            self._count(_TRUNCATED, place, delivery.truncated)
         octets = int(delivery.frames.total_length[: result.packets].sum())
         self.summary.add(delivery.frames.timestamp[: result.packets], octets)
         self.size += result.octets
@@ -91,8 +93,9 @@ class CaptureFile:
             Statistics(self._opened, now, received, lost, received - written)
             for received, written, lost, _ in counts
         ]
-        self._writer.owe(self._form.closing(told))
-        self._writer.settle()
+        if self._writer.error in (None, "disk-full"):  # a reader that takes nothing had its time
+            self._writer.owe(self._form.closing(told))
+            self._writer.settle()
         summary, total = self.summary, self._counts.sum(axis=0)
         summary.lost, summary.truncated = int(total[_LOST]), int(total[_TRUNCATED])
         summary.dropped = int(total[_RECEIVED] - total[_WRITTEN])
@@ -119,7 +122,7 @@ class CaptureFile:
         self._writer.owe(announced)
         self.size += len(announced)
 
-    def _count(self, what: int, place: Column, weight: Column | None = None) -> None:
+    def _count(self, what: int, place: Column, weight: Column | Flags | None = None) -> None:
         counted = np.bincount(place, weight, len(self._counts))
         self._counts[:, what] += counted.astype(np.int64)
 

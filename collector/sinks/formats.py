@@ -32,7 +32,9 @@ NAMES: Final = ("pcapng", "pcap", "pcap-us")
 class Format(Protocol):
     """What a capture file is made of. A stream's place is its number in this file, from 0 on."""
 
-    suffix: str
+    @property
+    def suffix(self) -> str:
+        """What the names of such files end with."""
 
     def opening(self) -> bytes:
         """Return what the file begins with."""

@@ -19,7 +19,7 @@ PER_STREAM: Final = "{stream}-{time}-{sequence}"
 EVERYTHING: Final = "all"
 
 _FIELDS: Final = ("time", "stream", "sequence")
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9.:]+")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9.]+")
 _LONGEST: Final = 200
 """Octets of a name, so that suffixes still fit into the 255 of most file systems."""
 

@@ -19,11 +19,13 @@ from delivered import delivery
 import lab
 from collector.delivery import Delivery
 from collector.sinks import pcap, queued
+from collector.sinks.capture_file import CaptureFile
 from collector.sinks.options import SinkOptions
 from collector.sinks.pcap import PcapSink
 from collector.sinks.queued import SMALL, SPARE_SLABS
 from tunnelbridge.batch import Batch
 from tunnelbridge.errors import UserError
+from tunnelbridge.linux.record_writer import Written
 from tunnelbridge.linux.slab import Slab, SlabPool
 
 SLOTS, SIZE = 64, 2000
@@ -257,7 +259,7 @@ def test_a_disk_that_is_full_for_a_while_is_told_once(
         "error": lambda _, event, **__: told.append(event),
         "info": lambda _, event, **__: told.append(event),
     })()  # fmt: skip
-    write, full = pcap.PcapWriter.write, threading.Event()
+    write, full = CaptureFile.write, threading.Event()
     slab = take(pool)
 
     def put(frames: int) -> None:
@@ -268,12 +270,12 @@ def test_a_disk_that_is_full_for_a_while_is_told_once(
             what="put",
         )
 
-    def failing(self: pcap.PcapWriter, batch: Batch) -> pcap.Written:
+    def failing(self: CaptureFile, delivery: Delivery) -> Written:
         if full.is_set():
-            return pcap.Written(1, 76, "disk-full")
-        return write(self, batch)
+            return Written(1, 60, "disk-full")
+        return write(self, delivery)
 
-    monkeypatch.setattr(pcap.PcapWriter, "write", failing)
+    monkeypatch.setattr(CaptureFile, "write", failing)
     put(2)
     full.set()
     put(5)
