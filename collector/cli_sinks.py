@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from collector.cli_files import NOTHING, FileWishes, file_openers
 from collector.collector import Collector, Opener
 from collector.sinks import Sink
 from collector.sinks.options import SinkOptions, parse_sink
-from collector.sinks.pcap import PcapSink
 from collector.sinks.tap import TapSink
 from tunnelbridge.errors import UsageError
 
 
 def openers(
-    pcap: Sequence[str], tap: Sequence[str], stats: str | None, tap_queues: int = 1
+    pcap: Sequence[str],
+    tap: Sequence[str],
+    stats: str | None,
+    tap_queues: int = 1,
+    files: FileWishes = NOTHING,
 ) -> Sequence[Opener]:
     """Return what opens the sinks that were asked for, in the ledger's order; raises UsageError."""
     taps = [parse_sink(text, "--tap") for text in tap]
-    pcaps = [parse_sink(text, "--pcap") for text in pcap]
+    pcaps = [parse_sink(text, "--pcap", ("format",)) for text in pcap]
     tap_sink = TapSink if tap_queues == 1 else partial(TapSink, queues=tap_queues)
     outputs = [options.target for options in pcaps].count("-")
     if outputs and stats == "-":
@@ -31,7 +35,7 @@ def openers(
         raise UsageError("--pcap -: only one of them can have standard output")
     return (
         *(partial(_open, tap_sink, options) for options in taps),
-        *(partial(_open, PcapSink, options) for options in pcaps),
+        *file_openers(pcaps, files),
     )
 
 

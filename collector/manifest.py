@@ -102,6 +102,8 @@ class Verification:
     def __init__(self, path: Path) -> None:
         self.files = 0
         """Files that the manifest says are there."""
+        self.last = START
+        """The chain's last hash, to be kept elsewhere."""
         self._path = path
         try:
             self._octets = (path / OWN / MANIFEST).read_bytes()
@@ -141,7 +143,7 @@ class Verification:
                 yield f"line {number} of the manifest was changed"
             if before != previous:
                 yield f"line {number} of the manifest does not follow the line before"
-            previous = told
+            previous = self.last = told
 
     def _file(self, name: str, sha256: str) -> str | None:
         if "/" in name or name in ("", ".", ".."):
