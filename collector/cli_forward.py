@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from collector.collector import Collector, Opener
+from collector.sinks.back_ends import RawForwarding, plan_raw_forwarding
 from collector.sinks.forward import Forwarding, ForwardSink, plan_forwarding
-from collector.sinks.forward_raw import ForwardRawSink, RawForwarding, plan_raw_forwarding
+from collector.sinks.forward_raw import ForwardRawSink
 from collector.sinks.forwarding import Heard
 from tunnelbridge.wire.encapsulation import GRE_PROTOCOL
 

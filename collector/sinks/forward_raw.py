@@ -7,112 +7,39 @@ such balancers agree without talking to each other.
 
 Huawei's traffic mirroring asks for such a front end: a network load balancer with a UDP listener,
 weighted back ends, and forwarding to the same port or another.
+
+Sequence numbers go on as they came: where several back ends share a stream each of them sees gaps,
+and only the ledger of this collector tells what was lost on the way here.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from collector.delivery import Delivery
 from collector.ledger import SinkLedger
+from collector.sinks.back_ends import OPTION, BackEnd, RawForwarding
 from collector.sinks.carried import Carried, read_carried
 from collector.sinks.flows import FlowReader
-from collector.sinks.forwarding import (
-    ForwardLedger,
-    Heard,
-    common_options,
-    count_sent,
-    refuse_own,
-)
-from collector.sinks.options import LONGEST, SinkOptions, parse_sink
+from collector.sinks.forwarding import ForwardLedger, Heard, count_sent, refuse_own
 from collector.sinks.selection import Selection
 from tunnelbridge.batch import Column
 from tunnelbridge.clone.pool import Wanted, chooser
-from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.errors import UserError
 from tunnelbridge.ledger import TunnelLedger
 from tunnelbridge.linux.endpoint import Endpoint
-from tunnelbridge.linux.names import resolve_host
 from tunnelbridge.linux.privileges import effective_capabilities
 from tunnelbridge.linux.transmit import RawTunnelSocket, TunnelSocket, UdpTunnelSocket
 from tunnelbridge.tunnel import SOURCE_GONE
 from tunnelbridge.watch import LossWatch
 from tunnelbridge.wire.encapsulation import UDP_PROTOCOL
 
-OPTION: Final = "--forward-raw"
-MOST_WEIGHT: Final = 1000
 NO_DATAGRAM: Final = "no-datagram"
 """Frames whose datagram is not known any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class BackEnd:
-    """One back end as it was asked for."""
-
-    remote: str
-    """An IP literal."""
-    port: int | None
-    """Where UDP goes; None for the port it came to."""
-    weight: int = 1
-
-    @property
-    def name(self) -> str:
-        """What the ledger calls it, and what rendezvous hashing knows it by."""
-        if self.port is None:
-            return self.remote
-        return (
-            f"[{self.remote}]:{self.port}" if ":" in self.remote else f"{self.remote}:{self.port}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RawForwarding:
-    """The raw forward sink as it was asked for; nothing is open yet."""
-
-    back_ends: tuple[BackEnd, ...]
-    options: SinkOptions
-    """Filter and queue; the target in it means nothing."""
-
-
-def plan_raw_forwarding(texts: Sequence[str]) -> RawForwarding | None:
-    """Return the sink of all ``--forward-raw HOST[:PORT][?weight=N&filter=…&queue=…]``.
-
-    None where there is none. Raises UsageError and UserError.
-    """
-    if not texts:
-        return None
-    asked = [parse_sink(text, OPTION, ("weight",)) for text in texts]
-    back_ends = [_back_end(options) for options in asked]
-    for number, back_end in enumerate(back_ends):
-        if back_end.name in [other.name for other in back_ends[:number]]:
-            raise UsageError(f"{OPTION} {back_end.name} is given twice: add weight=2 to the first")
-    if not any(back_end.weight for back_end in back_ends):
-        raise UsageError(f"{OPTION}: no back end has a weight: nothing would be forwarded")
-    options = common_options(OPTION, asked)
-    if options.snaplen < LONGEST:
-        raise UsageError(f"{OPTION} {texts[0]}: datagrams go on unchanged: leave snaplen out")
-    return RawForwarding(tuple(back_ends), options)
-
-
-def _back_end(options: SinkOptions) -> BackEnd:
-    text, weight = options.target, options.more.get("weight", "1")
-    if not (weight.isascii() and weight.isdecimal()) or int(weight) > MOST_WEIGHT:
-        raise UsageError(f"{OPTION} {text}: weight={weight}: expected 0 to {MOST_WEIGHT}")
-    try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise UsageError(f"{OPTION} {text}: {error}") from None
-    if not host or parts.netloc != text or "@" in text or port == 0:
-        raise UsageError(f"{OPTION} {text}: expected HOST[:PORT], as 192.0.2.7:4789")
-    if text.count(":") > 1 and not text.startswith("["):
-        raise UsageError(f"{OPTION} {text}: put an IPv6 address in brackets: [2001:db8::1]:4789")
-    return BackEnd(resolve_host(host), port, int(weight))
 
 
 class ForwardRawSink:
