@@ -15,8 +15,8 @@ from collector import cli
 from collector import collector as module
 from collector.collector import ListenOptions
 from collector.listener import Wanted
+from collector.sinks.formats import Pcap
 from collector.sinks.options import SinkOptions
-from collector.sinks.pcap import PcapSink
 from collector.sinks.tap import TapSink
 from tunnelbridge.errors import UserError
 from tunnelbridge.wire.encapsulation import vxlan_tunnel
@@ -109,7 +109,7 @@ def test_every_option_reaches_listen(collector: Run, asked: list[ListenOptions])
     assert [opener.args for opener in options.sinks] == [  # type: ignore[attr-defined]
         (TapSink, SinkOptions("t")),
         (TapSink, SinkOptions("n:u")),
-        (PcapSink, SinkOptions("x", "tcp", 96)),
+        (SinkOptions("x", "tcp", 96), Pcap()),
     ]
     assert asked == [
         ListenOptions(
