@@ -25,7 +25,7 @@ USUAL: Final = {
 
 _INTERFACES: Final = f"""\
 extcap {{version=1.0}}{{display=tunnelbridge collector}}
-interface {{value={INTERFACE}}}{{display=Mirrored traffic, its tunnels taken off}}
+interface {{value={INTERFACE}}}{{display=Mirrored traffic without its tunnels}}
 """
 _DLTS: Final = "dlt {number=1}{name=EN10MB}{display=Ethernet}\n"
 _LISTENERS: Final = (
