@@ -76,7 +76,7 @@ class Interfaces:
             if not self._is_wanted(source.namespace, source.name):
                 self._remove(source)
             else:
-                source.follow_policy()
+                self._refilter(source)
         self._attach_named(strict)
         for name in wanted:
             self._attach_matching(name)
@@ -203,6 +203,14 @@ class Interfaces:
             self.sources.append(source)
             self._log.info("interface is mirrored", interface=source.ledger.name)
             self._on_attach(source)
+
+    def _refilter(self, source: InterfaceSource) -> None:
+        """Let a source follow the policy; one that has just gone is detached, and looked for."""
+        try:
+            source.follow_policy()
+        except UserError as error:
+            self._log.warning(str(error), interface=source.ledger.name)
+            self._detach(source)
 
     def _detach(self, source: InterfaceSource) -> None:
         if source.ring is not None:

@@ -56,6 +56,7 @@ class Operation:
         self._health: HealthMonitor | None = None
         self._stand_in: StandIn | None = None
         self._standing_in: StandInPlan | None = None
+        self._reloading = asyncio.Lock()
         if control is None and config is not None:
             control = _free_path(config.stem)
         if control is not None:
@@ -94,13 +95,20 @@ class Operation:
         """
         if self._config is None:
             raise UsageError("there is no file to read again: sources and targets were options")
-        fresh = await asyncio.to_thread(self._read, self._config)
+        async with self._reloading:
+            try:
+                return await self._reload_from(self._config)
+            except OSError as error:  # no descriptor or no memory left for another socket
+                raise UserError(f"{self._config}: {error.strerror}") from None
+
+    async def _reload_from(self, path: Path) -> list[str]:
+        fresh = await asyncio.to_thread(self._read, path)
         before = self._status.wishes.mirror
         former = self._standing_in
         await self._follow_stand_in(fresh.plan.stand_in)
         try:
             self._policy.apply(self._with_switches(fresh))
-        except UserError:
+        except (UserError, OSError):
             await self._follow_stand_in(former)
             raise
         self._interfaces.follow_policy()

@@ -126,6 +126,7 @@ class Sender:
         self._stop = asyncio.Event()
         self._reason = ""
         self._failure: BaseException | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop keeps weak references only
         wishes = options.wishes()
         self._programs: dict[int, Program] = {}
         if options.file is None:
@@ -187,6 +188,7 @@ class Sender:
             self._end("SIGHUP")
             return
         reloading = asyncio.create_task(self.operation.reload_and_tell())
+        self._tasks.add(reloading)
         reloading.add_done_callback(self._on_task_end)
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -198,6 +200,7 @@ class Sender:
             loop.default_exception_handler(context)
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
