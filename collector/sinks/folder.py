@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from pathlib import Path
 from typing import Final
 
 from tunnelbridge.errors import UserError
@@ -43,8 +44,9 @@ class Folder:
         self.path = path
         opened: list[int] = []
         try:
-            if path.endswith("/") and not os.path.isdir(path):  # noqa: PTH112
-                os.mkdir(path, _FOLDER_MODE)  # noqa: PTH102
+            if path.endswith("/"):
+                with contextlib.suppress(FileExistsError):
+                    Path(path).mkdir(_FOLDER_MODE)
             opened.append(os.open(path, _FOLDER))
             self.shown = opened[0]
             self._make_own()

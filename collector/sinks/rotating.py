@@ -152,6 +152,8 @@ class RotatingSink(QueuedSink):
                 if result.error != "disk-full":
                     self._end(series)  # whatever is wrong may be wrong with this file alone
                 return Written(packets, octets, result.error)
+            if self._open[series].file.summary.packets == self._files.rotate.number:
+                self._end(series)
             delivery = delivery.select(np.arange(count, len(delivery)))
         return Written(packets, octets, None)
 
