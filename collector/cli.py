@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ Udp = Annotated[
         metavar="KIND:PORT",
         help="Listen on this UDP port for vxlan, vxlan-gpe, geneve, tzsp, juniper, mpls or gre.",
     ),
+]
+Time = Annotated[
+    Literal["arrival", "source"],
+    typer.Option(help="Frames have the time they came at, or what ERSPAN III and others tell."),
 ]
 Levels = Annotated[
     int, typer.Option(min=1, max=4, help="Tunnels inside tunnels to take off, at most.")
@@ -55,7 +59,11 @@ def listen(
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="CIDR", help="Take tunnels from these sources only; repeatable."),
+        typer.Option(
+            metavar="CIDR,NAME=N-M",
+            help="Take only these sources and tunnels, as 10.0.0.0/8,vni=1-99; names: vni, erspan,"
+            " key; repeatable.",
+        ),
     ] = None,
     pcap: Annotated[
         list[str] | None,
@@ -93,6 +101,7 @@ def listen(
     serve: cli_live.Serve = None,
     serve_filter: cli_live.ServeFilter = None,
     levels: Levels = 4,
+    time: Time = "arrival",
     heartbeat: Annotated[
         str | None,
         typer.Option(
@@ -127,14 +136,15 @@ def listen(
     collect(
         ListenOptions(
             wanted,
-            bind or (),
-            allow or (),
-            (*openers(pcap or (), tap or (), stats, tap_queues), *live, *forwarding),
-            levels,
-            count,
-            duration,
-            stats,
-            heartbeat,
+            bind=bind or (),
+            allow=allow or (),
+            sinks=(*openers(pcap or (), tap or (), stats, tap_queues), *live, *forwarding),
+            levels=levels,
+            source_time=time == "source",
+            count=count,
+            duration=duration,
+            stats=stats,
+            heartbeat=heartbeat,
             quiet=quiet,
         )
     )
@@ -148,6 +158,7 @@ def decap(
     ],
     udp: Udp = None,
     levels: Levels = 4,
+    time: Time = "arrival",
     stats: Stats = None,
     verbose: Verbose = False,
 ) -> None:
@@ -158,7 +169,7 @@ def decap(
 
     console.configure_logging(verbose)
     ports = parse_wanted(None, (), (), udp or (), ()).ports
-    run_decap(source, destination, levels, ports, stats)
+    run_decap(source, destination, levels, ports, stats, time == "source")
 
 
 def main() -> None:

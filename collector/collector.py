@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import structlog
 import uvloop
 
 from collector.allow import AllowList
-from collector.decap import Decapsulated, decapsulate
-from collector.delivery import Delivery
 from collector.heartbeat import Heartbeat
+from collector.intake import Intake
 from collector.ledger import CollectorLedger
 from collector.listener import Listener, Listeners, Wanted
 from collector.sinks import Serving, Sink
@@ -26,8 +24,8 @@ from tunnelbridge import console
 from tunnelbridge.errors import UserError
 from tunnelbridge.linux.receive import Datagrams
 from tunnelbridge.linux.slab import SlabPool
+from tunnelbridge.linux.snmp import ReassemblyFailures
 from tunnelbridge.wire import udp
-from tunnelbridge.wire.reasons import Reason, count
 from tunnelbridge.wire.walk import LEVELS
 
 TICK: Final = 1.0
@@ -47,6 +45,8 @@ class ListenOptions:
     sinks: Sequence[Opener] = ()
     """Called in order once the listeners are open."""
     levels: int = LEVELS
+    source_time: bool = False
+    """Frames have the time that their source tells, where it tells one."""
     count: int | None = None
     duration: float | None = None
     stats: str | None = None
@@ -67,7 +67,7 @@ class Collector:
         self.options = options
         self.ledger = CollectorLedger()
         self.streams = StreamTable()
-        self._allow = AllowList(options.allow)
+        allow = AllowList(options.allow)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._line = console.LiveLine()
         self._stop = asyncio.Event()
@@ -76,12 +76,21 @@ class Collector:
         self._last = (0, 0)
         self._pool = SlabPool()
         self.listeners = Listeners(options.wanted, options.bind)
-        self._ports = udp.port_table(self.listeners.ports)
+        self._reassembly = ReassemblyFailures()
+        self.intake = Intake(
+            self.ledger,
+            self.streams,
+            allow,
+            udp.port_table(self.listeners.ports),
+            options.levels,
+            options.source_time,
+            options.count,
+        )
         self.sinks: list[Sink] = []
         self.heartbeat: Heartbeat | None = None
         try:
             if options.heartbeat is not None:
-                self.heartbeat = Heartbeat(options.heartbeat, self._allow)
+                self.heartbeat = Heartbeat(options.heartbeat, allow)
             for opener in options.sinks:
                 self.sinks.append(opener(self))
         except BaseException:
@@ -141,6 +150,7 @@ class Collector:
 
     def _close(self) -> None:
         self.listeners.close()
+        self._reassembly.close()
         if self.heartbeat is not None:
             self.heartbeat.close()
         for sink in self.sinks:
@@ -167,52 +177,14 @@ class Collector:
         return limit is not None and self.ledger.decapsulated >= limit
 
     def _process(self, datagrams: Datagrams, listener: Listener) -> None:
-        """Take one slab of datagrams through allow-list, decapsulation, streams and sinks."""
-        ledger = self.ledger
-        batch, source = datagrams.batch, datagrams.source
-        ledger.received += len(batch)
-        if self._allow:
-            allowed = self._allow.allows(source)
-            if not allowed.all():
-                ledger.rejected[Reason.NOT_ALLOWED.slug] += int((~allowed).sum())
-                batch, source = batch.select(allowed), source[allowed]
-        found = decapsulate(batch, listener.first, self._ports, self.options.levels)
-        ledger.rejected.update(count(found.reason))
-        if self.options.count is not None:
-            found = self._stop_at(self.options.count, found)
-        ledger.decapsulated += len(found.batch)
-        if not len(found.batch):
+        """Take one slab of datagrams in and hand out its frames."""
+        delivery = self.intake.take(datagrams, listener)
+        if delivery is None:
             return
-        stream, gap = self.streams.take(
-            source[found.index],
-            found.encapsulation,
-            found.identifier,
-            found.sequence,
-            found.batch.total_length,
-            found.truncated,
-            batch.timestamp[found.index],
-        )
-        delivery = Delivery(
-            found.batch,
-            stream,
-            gap,
-            found.truncated,
-            datagrams.slab,
-            batch,
-            found.index,
-            listener.first,
-            listener.port,
-        )
         for sink in self.sinks:
             sink.put(delivery)
         if self._is_done:
             self._end("count")
-
-    def _stop_at(self, limit: int, found: Decapsulated) -> Decapsulated:
-        """Leave out what comes after the last frame asked for, as if it had not come."""
-        wanted = np.arange(min(limit - self.ledger.decapsulated, len(found.index)))
-        self.ledger.received -= len(found.index) - len(wanted)
-        return found.select(wanted)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_later(TICK, self._tick, loop)
@@ -236,6 +208,7 @@ class Collector:
     def _count_drops(self) -> None:
         drops = [listener.receiver.drops() for listener in self.listeners.open]
         self.ledger.socket_dropped = sum(drops)
+        self.ledger.reassembly_failed = self._reassembly.count()
 
     def _show_rate(self) -> None:
         frames = self.ledger.decapsulated
@@ -256,7 +229,9 @@ class Collector:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger as ``--stats`` writes it."""
-        return self.ledger.as_dict("collector listen", self.streams.ledgers())
+        return self.ledger.as_dict(
+            "collector listen", self.streams.ledgers(), self.intake.refused.ledgers()
+        )
 
     def report(self) -> None:
         """Write the closing ledger: to ``--stats``, and in short to standard error."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from tunnelbridge.batch import NO_OCTETS, Batch, Column, Flags, Octets
 from tunnelbridge.wire import ethernet
+from tunnelbridge.wire.clock import unwrap
 from tunnelbridge.wire.layer import PAYLOADS, UNKNOWN, Codes, Kind, Layer
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
@@ -56,9 +57,11 @@ class Decapsulated:
     """The frame was cut before it reached us: the sender says so, or its own IP length does."""
     reason: Codes
     """Shape (n,): why a received packet gave no frame; 0 for those that did."""
+    outermost: Codes
+    """Shape (n,): the outermost tunnel of every received packet, NONE where none was found."""
 
     def select(self, index: Column) -> Decapsulated:
-        """Return the frames at ``index``; ``reason`` stays that of all received packets."""
+        """Return the frames at ``index``; ``reason`` and ``outermost`` stay those of all packets."""
         return Decapsulated(
             self.batch.select(index),
             self.index[index],
@@ -67,6 +70,7 @@ class Decapsulated:
             self.sequence[index],
             self.truncated[index],
             self.reason,
+            self.outermost,
         )
 
 
@@ -90,6 +94,10 @@ class _State:
     claimed_end: Column = field(init=False)
     """By the innermost IP header inside a tunnel; what that one carries ends there at the latest."""
 
+    clock: Column | None = None
+    """The source's time, of packets whose tunnel tells one; None while none did."""
+    clock_period: Column | None = None
+
     def __post_init__(self) -> None:
         for name in ("start", "end", "tag", "claimed_end"):
             setattr(self, name, np.zeros(self.count, np.int64))
@@ -100,11 +108,14 @@ class _State:
         self.told_truncated = np.zeros(self.count, np.bool_)
 
 
-def decapsulate(batch: Batch, first: int, ports: Codes, levels: int = LEVELS) -> Decapsulated:
+def decapsulate(
+    batch: Batch, first: int, ports: Codes, levels: int = LEVELS, source_time: bool = False
+) -> Decapsulated:
     """Decapsulate received packets whose first header is of kind ``first``.
 
     ``ports`` (65536,) is the table of UDP ports that tunnels listen on
-    (:func:`tunnelbridge.wire.udp.port_table`).
+    (:func:`tunnelbridge.wire.udp.port_table`). With ``source_time`` the frames have the time that
+    their outermost tunnel tells, where it tells one; else that of the received packet.
     """
     memory = batch.memory
     state = _State(len(batch))
@@ -114,14 +125,18 @@ def decapsulate(batch: Batch, first: int, ports: Codes, levels: int = LEVELS) ->
     state.reason[none & (state.reason == 0)] = Reason.NOT_A_TUNNEL
     state.reason[~none] = 0
     index = np.flatnonzero(~none)
+    frames = _frames(batch, state, index)
+    if source_time and state.clock is not None and state.clock_period is not None:
+        frames.timestamp = unwrap(state.clock[index], state.clock_period[index], frames.timestamp)
     return Decapsulated(
-        batch=_frames(batch, state, index),
+        batch=frames,
         index=index,
         encapsulation=state.encapsulation[index],
         identifier=state.identifier[index],
         sequence=state.sequence[index],
         truncated=_is_truncated(state, index),
         reason=state.reason,
+        outermost=state.encapsulation,
     )
 
 
@@ -156,6 +171,19 @@ def _keep_stream(state: _State, step: Step, outermost: Flags) -> None:
     ):
         if told is not None:
             column[index] = np.where(outermost & (told != UNKNOWN), told, column[index])
+    if layer.clock is not None and layer.clock_period is not None:
+        _keep_clock(state, index, outermost, layer.clock, layer.clock_period)
+
+
+def _keep_clock(
+    state: _State, index: Column | slice, outermost: Flags, clock: Column, period: Column
+) -> None:
+    if state.clock is None or state.clock_period is None:
+        state.clock = np.full(state.count, UNKNOWN, np.int64)
+        state.clock_period = np.zeros(state.count, np.int64)
+    kept = outermost & (clock != UNKNOWN)
+    state.clock[index] = np.where(kept, clock, state.clock[index])
+    state.clock_period[index] = np.where(kept, period, state.clock_period[index])
 
 
 def _keep_payload(memory: Octets, state: _State, step: Step) -> None:

@@ -32,10 +32,16 @@ from tunnelbridge.wire.walk import LEVELS
 class FileDecapsulator:
     """Decapsulates one capture file into another."""
 
-    def __init__(self, levels: int = LEVELS, ports: dict[int, Kind] | None = None) -> None:
+    def __init__(
+        self,
+        levels: int = LEVELS,
+        ports: dict[int, Kind] | None = None,
+        source_time: bool = False,
+    ) -> None:
         self.ledger = CollectorLedger()
         self.streams = StreamTable()
         self._levels = levels
+        self._source_time = source_time
         self._ports = udp.port_table(udp.PORTS | (ports or {}))
         self._reassembler = Reassembler()
 
@@ -63,7 +69,7 @@ class FileDecapsulator:
 
     def _decapsulate(self, batch: Batch) -> Iterator[Decapsulated]:
         """Yield frames in the order of the file; fragments wait for their last one."""
-        found = decapsulate(batch, Kind.ETHERNET, self._ports, self._levels)
+        found = self._take_off(batch, Kind.ETHERNET)
         fragments = np.flatnonzero(found.reason == Reason.IP_FRAGMENT)
         self.ledger.received += len(batch) - len(fragments)
         self.ledger.rejected.update(count(found.reason[found.reason != Reason.IP_FRAGMENT]))
@@ -77,10 +83,13 @@ class FileDecapsulator:
             done = upto
             self.ledger.received += 1
             first = Kind.IPV6 if whole.memory[0] >> 4 == 6 else Kind.IPV4
-            late = decapsulate(whole, first, self._ports, self._levels)
+            late = self._take_off(whole, first)
             self.ledger.rejected.update(count(late.reason))
             yield self._account(whole, late, first)
         yield self._account(batch, found.select(np.arange(done, len(found.index))))
+
+    def _take_off(self, batch: Batch, first: Kind) -> Decapsulated:
+        return decapsulate(batch, first, self._ports, self._levels, self._source_time)
 
     def _reassemble(self, batch: Batch, position: int) -> Batch | None:
         """Give one fragment to the reassembler; return the datagram it completes."""
@@ -111,7 +120,7 @@ class FileDecapsulator:
             found.sequence,
             found.batch.total_length,
             found.truncated,
-            found.batch.timestamp,
+            batch.timestamp[found.index],
         )
         return found
 
@@ -135,13 +144,18 @@ def _sources(
 
 
 def decap(
-    source: Path, destination: str, levels: int, ports: dict[int, Kind], stats: str | None
+    source: Path,
+    destination: str,
+    levels: int,
+    ports: dict[int, Kind],
+    stats: str | None,
+    source_time: bool = False,
 ) -> None:
     """Run ``collector decap``; raises UserError."""
     console.check_writable(stats)
     if destination == stats == "-":
         raise UsageError("packets and --stats cannot share standard output")
-    work = FileDecapsulator(levels, ports)
+    work = FileDecapsulator(levels, ports, source_time)
     try:
         damage = work.run(source, destination)
     finally:

@@ -1,13 +1,15 @@
 """The collector's counters: every datagram and every frame ends in exactly one bucket.
 
 received = rejected + decapsulated, and per sink decapsulated = delivered + queued + dropped +
-filtered. What a socket's buffer could not take never reached us and is told beside.
+filtered. What a socket's buffer could not take, and what the kernel could not put together from its
+fragments, never reached us and is told beside.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -89,11 +91,31 @@ class StreamLedger:
 
 
 @dataclass(slots=True)
+class RefusedSender:
+    """What one outer source sent that was refused for one reason."""
+
+    source: str
+    encapsulation: str | None
+    """None where it was refused before that was known."""
+    reason: str
+    packets: int = 0
+    first_seen: int = 0
+    """Arrival of the first and the last datagram, nanoseconds since the epoch."""
+    last_seen: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the sender as ``--stats`` writes it."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
 class CollectorLedger:
     """What became of everything that was received."""
 
     received: int = 0
     socket_dropped: int = 0
+    reassembly_failed: int = 0
+    """Datagrams that the kernel could not put together, of the whole network namespace."""
     rejected: Counter[str] = field(default_factory=Counter)
     decapsulated: int = 0
     sinks: list[SinkLedger] = field(default_factory=list)
@@ -104,15 +126,22 @@ class CollectorLedger:
             sink.total() == self.decapsulated for sink in self.sinks
         )
 
-    def as_dict(self, program: str, streams: list[StreamLedger]) -> dict[str, Any]:
+    def as_dict(
+        self,
+        program: str,
+        streams: Sequence[StreamLedger],
+        refused: Sequence[RefusedSender] = (),
+    ) -> dict[str, Any]:
         """Return the ledger as ``--stats`` writes it."""
         return {
             "program": program,
             "received": self.received,
             "socket_dropped": self.socket_dropped,
+            "reassembly_failed": self.reassembly_failed,
             "rejected": dict(self.rejected),
             "decapsulated": self.decapsulated,
             "streams": [stream.as_dict() for stream in streams],
             "sinks": [sink.as_dict() for sink in self.sinks],
+            "refused": [sender.as_dict() for sender in refused],
             "balanced": self.balances(),
         }

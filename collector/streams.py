@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from collector.grouping import groups, keys
 from collector.ledger import StreamLedger
 from tunnelbridge.batch import Column, Flags, zeros
 from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind
@@ -24,11 +24,7 @@ from tunnelbridge.wire.layer import UNKNOWN, Codes, Kind
 WRAP: Final = 1 << 32
 WINDOW: Final = 1 << 16
 MOST_GAPS: Final = 64
-_ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 MOST_STREAMS: Final = 65_536
-_KEY: Final = np.dtype(
-    [("high", "=u8"), ("low", "=u8"), ("encapsulation", "=i8"), ("identifier", "=i8")]
-)
 
 
 @dataclass(slots=True)
@@ -135,14 +131,9 @@ class StreamTable:
 
         Returns each frame's stream, and how many sequence numbers were missing right before it.
         """
-        keys = np.empty(len(source), _KEY)
-        halves = np.ascontiguousarray(source).view(np.uint64)
-        keys["high"], keys["low"] = halves[:, 0], halves[:, 1]
-        keys["encapsulation"], keys["identifier"] = encapsulation, identifier
         number, gap = zeros(len(source)), zeros(len(source))
-        for index in _groups(keys):
-            first = keys[index][:1] if isinstance(index, slice) else keys[index[:1]]
-            stream = self._stream(first.tobytes(), first[0])
+        for key, index in groups(keys(source, encapsulation, identifier)):
+            stream = self._stream(key)
             number[index] = stream.number
             _count(stream.ledger, octets[index], truncated[index], timestamp[index])
             if stream is not self._other:
@@ -151,16 +142,17 @@ class StreamTable:
                     gap[index] = missing
         return number, gap
 
-    def _stream(self, key: bytes, fields: np.void) -> Stream:
-        stream = self._streams.get(key)
+    def _stream(self, key: np.void) -> Stream:
+        name = key.tobytes()
+        stream = self._streams.get(name)
         if stream is None:
             if len(self._streams) >= MOST_STREAMS:
                 return self._others()
-            address = ipaddress.IPv6Address(key[:16])
-            identifier = int(fields["identifier"])
-            stream = self._streams[key] = self._add(
+            address = ipaddress.IPv6Address(name[:16])
+            identifier = int(key["second"])
+            stream = self._streams[name] = self._add(
                 str(address.ipv4_mapped or address),
-                Kind(int(fields["encapsulation"])).slug,
+                Kind(int(key["first"])).slug,
                 None if identifier == UNKNOWN else identifier,
             )
         return stream
@@ -198,25 +190,3 @@ def _missing(sequence: Sequence, numbers: Column) -> Column | None:
     gap = zeros(len(numbers))
     gap[known] = missing
     return gap
-
-
-def _groups(keys: npt.NDArray[np.void]) -> Iterable[slice | npt.NDArray[np.int64]]:
-    """Yield the positions of each distinct key, in order of first appearance.
-
-    Where there is but one key that is the whole batch at once.
-    """
-    if not len(keys):
-        return
-    if (keys == keys[0]).all():
-        yield slice(None)
-        return
-    # Records sort slowly: what is sorted is a number that tells them apart.
-    words = keys.view(np.uint64).reshape(len(keys), -1)
-    mixed = np.zeros(len(keys), np.uint64)
-    for column in words.T:
-        mixed = (mixed ^ column) * _ODD
-        mixed ^= mixed >> np.uint64(29)
-    _, inverse = np.unique(mixed, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    bounds = np.flatnonzero(np.diff(inverse[order])) + 1
-    yield from sorted(np.split(order, bounds), key=lambda places: int(places[0]))

@@ -120,12 +120,16 @@ def test_everything_is_counted_delivered_and_told(
     assert (stream["source"], stream["identifier"], stream["packets"]) == ("127.0.0.1", 7, 6)
     assert [sink["name"] for sink in ledger["sinks"]] == ["tap tap-all", f"pcap {path}"]
     assert [sink["delivered"] for sink in ledger["sinks"]] == [6, 6]
+    refused = {(each["source"], each["reason"]): each["packets"] for each in ledger["refused"]}
+    assert refused == {("127.0.0.1", "vxlan-short"): 1, ("192.0.2.1", "not-allowed"): 1}
     frames = [octets for _, octets, _ in pcap_files.parse(path.read_bytes())]
     assert frames == [inner(number) for number in (0, 1, 2, 3, 4, 6)]
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert lines[0]["event"] == "listening"
     assert f"UDP (vxlan {PORT}) on 127.0.0.1" in lines[0]["on"]
-    assert [line["event"] for line in lines[1:]] == ["done", "stream", "sink", "sink"]
+    assert [line["event"] for line in lines[1:]] == [
+        "done", "stream", "sink", "sink", "refused", "refused",
+    ]  # fmt: skip
     assert lines[1]["reason"] == "SIGTERM"
     assert "tap-all" not in lab.run("ip", "-n", ns, "-o", "link")
     assert lab.left_open(before) == []
@@ -226,7 +230,7 @@ def test_a_bug_ends_it_with_its_traceback(ns: str, monkeypatch: pytest.MonkeyPat
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(module, "decapsulate", broken)
+    monkeypatch.setattr("collector.intake.decapsulate", broken)
 
     async def steer() -> None:
         send(ns, datagram(0))

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from collector.ledger import CollectorLedger, SinkLedger, StreamLedger
+from collector.ledger import CollectorLedger, RefusedSender, SinkLedger, StreamLedger
 
 
 def ledger() -> CollectorLedger:
@@ -15,6 +15,7 @@ def ledger() -> CollectorLedger:
     return CollectorLedger(
         received=10,
         socket_dropped=99,
+        reassembly_failed=98,
         rejected=Counter({"not-allowed": 2, "vxlan-short": 1}),
         decapsulated=7,
         sinks=[
@@ -60,10 +61,12 @@ def test_a_rejected_one_too_many() -> None:
 def test_json_holds_every_counter() -> None:
     stream = StreamLedger("192.0.2.1", "vxlan", None, 7, 720, 1, 2, 3, 4, 5, 6, 8)
 
-    assert json.loads(json.dumps(ledger().as_dict("collector listen", [stream]))) == {
+    refused = RefusedSender("192.0.2.9", "vxlan", "not-allowed", 2, 3, 4)
+    assert json.loads(json.dumps(ledger().as_dict("collector listen", [stream], [refused]))) == {
         "program": "collector listen",
         "received": 10,
         "socket_dropped": 99,
+        "reassembly_failed": 98,
         "rejected": {"not-allowed": 2, "vxlan-short": 1},
         "decapsulated": 7,
         "streams": [
@@ -99,6 +102,16 @@ def test_json_holds_every_counter() -> None:
                 "filtered": 0,
                 "dropped": {},
             },
+        ],
+        "refused": [
+            {
+                "source": "192.0.2.9",
+                "encapsulation": "vxlan",
+                "reason": "not-allowed",
+                "packets": 2,
+                "first_seen": 3,
+                "last_seen": 4,
+            }
         ],
         "balanced": True,
     }

@@ -39,7 +39,7 @@ FORMATS = {kind: importlib.import_module(_module) for kind, _module in sorted(
     for kind, decode in DECODERS.items()
 )}  # fmt: skip
 NO_FORMATS = {
-    "arp", "encapsulation", "five_tuple", "flow", "layer", "ndp", "new_addresses", "octets",
+    "arp", "clock", "encapsulation", "five_tuple", "flow", "layer", "ndp", "new_addresses", "octets",
     "plausible", "reasons", "walk",
 }  # fmt: skip
 """Modules of the package that read no header of their own, or one message at a time (arp, ndp)."""
@@ -51,7 +51,7 @@ WIDTHS = {
     "payload": "int64", "end": "int64", "kind": "uint8", "reason": "uint8", "truncated": "bool",
     "encapsulation": "uint8", "identifier": "int64", "sequence": "int64", "direction": "int64",
     "tag": "int64", "original_length": "int64", "claimed_end": "int64", "fragment": "int64",
-    "first_fragment": "bool",
+    "first_fragment": "bool", "clock": "int64", "clock_period": "int64",
 }  # fmt: skip
 SOONEST = settings(derandomize=True, deadline=None, max_examples=80)
 

@@ -35,7 +35,9 @@ VECTORS: list[tuple[str, str, Columns, Callable[[], Encapsulation], Columns]] = 
            0000 6553f100     # PTP seconds: 1700000000
            075bcd15 0000     # nanoseconds, fraction
            0000 0000         # device, port""",
-        FRAME | {"identifier": 1, "original_length": 1514},
+        FRAME
+        | {"identifier": 1, "original_length": 1514}
+        | {"clock": 1_700_000_000_123_456_789, "clock_period": 2**32 * 10**9},
         lambda: geneve_tunnel(6081, 1, True),
         {"sequence": 7, "wire_length": 1514, "timestamp": 1_700_000_000_123_456_789},
     ),

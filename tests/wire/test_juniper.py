@@ -73,7 +73,7 @@ ACCEPTED: list[tuple[str, str, Columns]] = [
         "before R3.1.1: a pcap record of 2016 in front, as long as what follows",
         """57c82d1e 0006ddd0 00000037 00000037   # 9 octets of TLVs and the frame of 46
            03 05 613a623a63 ff 00""",
-        IN,
+        IN | {"clock": 0x57C82D1E * 10**9 + 0x6DDD0 * 1000, "clock_period": 2**32 * 10**9},
     ),
 ]
 

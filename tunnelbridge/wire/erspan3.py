@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import INBOUND, OUTBOUND, Column, Octets
+from tunnelbridge.wire.clock import PERIOD_SECONDS
 from tunnelbridge.wire.erspan2 import MAX_SESSION, TRUNCATED
 from tunnelbridge.wire.ethernet import HEADER as ETHERNET
 from tunnelbridge.wire.layer import UNKNOWN, Clones, Kind, Layer, layer, refuse
@@ -52,6 +53,9 @@ MAX_HWID: Final = 0x3F
 
 GRANULARITIES: Final = {"100us": 0, "100ns": 1, "1588": 2}
 _NANOSECONDS: Final = {0: 100_000, 1: 100}
+_UNITS: Final = np.array([100_000, 100, 1, 0])
+"""Nanoseconds of one count, by Gra; 0 where nobody but the sender knows."""
+_PLATFORMS_1588: Final = (5, 6)
 
 
 def template(session: int, hwid: int, granularity: str) -> npt.NDArray[np.void]:
@@ -88,7 +92,11 @@ def patch(rows: npt.NDArray[Any], clones: Clones, beyond: Column) -> None:
 
 
 def decode(memory: Octets, start: Column, end: Column) -> Layer:
-    """Read type III headers; the timestamp is relative hardware time and stays where it is."""
+    """Read type III headers; ``clock`` is the timestamp, by its granularity.
+
+    With Gra 2 the seconds come from a sub-header of platform 5 or 6; without one the 32 bits are
+    taken for a count of nanoseconds.
+    """
     found = layer(start, end, Kind.ETHERNET)
     header = load(memory, start, HEADER)
     refuse(found, start + HEADER.itemsize > end, Reason.ERSPAN_SHORT)
@@ -102,7 +110,24 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     found.identifier = header["cos_bso_t_session"].astype(np.int64) & MAX_SESSION
     found.truncated = header["cos_bso_t_session"] & TRUNCATED != 0
     found.direction = np.where(flags & EGRESS, OUTBOUND, INBOUND)
+    _read_clock(memory, found, start, header["timestamp"].astype(np.int64), flags)
     return found
+
+
+def _read_clock(
+    memory: Octets, found: Layer, start: Column, count: Column, flags: npt.NDArray[np.int64]
+) -> None:
+    unit = _UNITS[(flags >> 1) & 3]
+    found.clock = np.where(unit > 0, count * unit, UNKNOWN)
+    found.clock_period = np.where(unit > 0, unit << 32, UNKNOWN)
+    told = np.flatnonzero((unit == 1) & (flags & OPTIONAL != 0) & (found.reason == 0))
+    if not told.size:
+        return
+    sub_header = load(memory, start[told] + HEADER.itemsize, SUB_HEADER)
+    whole = np.isin(sub_header["platform_switch"] >> 10, _PLATFORMS_1588)
+    told, sub_header = told[whole], sub_header[whole]
+    found.clock[told] += sub_header["seconds"].astype(np.int64) * 1_000_000_000
+    found.clock_period[told] = PERIOD_SECONDS
 
 
 def _find_unannounced(memory: Octets, found: Layer, odd_type: npt.NDArray[np.bool_]) -> None:

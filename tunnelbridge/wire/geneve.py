@@ -9,8 +9,8 @@
 Receiver: Ver must be 0; O is control, not a copy; the options must add up to Opt Len. An endpoint
 drops unknown critical options; a collector observes, so it decodes all the same. Protocol 0x6558 is
 Ethernet; clouds send bare IP (Google, Amazon's load balancer). Options that tell something: Google
-0x0132 type 1 (bit 0 of its data: egress), cPacket 0x0164 type 0 (original length). The latter, which
-Wireshark decodes, is also what we send where a tunnel may cut frames.
+0x0132 type 1 (bit 0 of its data: egress), cPacket 0x0164 type 0 (original length and capture time).
+The latter, which Wireshark decodes, is also what we send where a tunnel may cut frames.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import INBOUND, OUTBOUND, Column, Octets
+from tunnelbridge.wire.clock import PERIOD_SECONDS
 from tunnelbridge.wire.layer import (
     UNKNOWN,
     Clones,
@@ -132,9 +133,23 @@ def _read_options(
         network = load(memory, at[google], GOOGLE_OPTION)["network"]
         found.direction[walking[google]] = np.where(network & 1, OUTBOUND, INBOUND)
         length = (option["class"] == CPACKET) & (option["type"] == 0) & (octets == 28) & ~overrun
-        original = load(memory, at[length], LENGTH_OPTION)["original_length"]
-        found.original_length[walking[length]] = original
+        if length.any():
+            _read_cpacket(found, walking[length], load(memory, at[length], LENGTH_OPTION))
         position[walking] += octets
         walking = walking[~overrun & (position[walking] < found.payload[walking])]
         if not walking.size:
             return
+
+
+def _read_cpacket(found: Layer, where: npt.NDArray[np.int64], option: npt.NDArray[np.void]) -> None:
+    """Keep the original length and the capture time, in place; seconds 0 are no time."""
+    if found.original_length is None:
+        found.original_length = np.full(len(found.reason), UNKNOWN, np.int64)
+    found.original_length[where] = option["original_length"]
+    if found.clock is None or found.clock_period is None:
+        found.clock = np.full(len(found.reason), UNKNOWN, np.int64)
+        found.clock_period = np.full(len(found.reason), UNKNOWN, np.int64)
+    told = option["seconds"] > 0
+    time = option["seconds"].astype(np.int64) * 1_000_000_000 + option["nanoseconds"]
+    found.clock[where] = np.where(told, time, UNKNOWN)
+    found.clock_period[where] = np.where(told, PERIOD_SECONDS, UNKNOWN)

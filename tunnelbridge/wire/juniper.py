@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunnelbridge.batch import INBOUND, OUTBOUND, Column, Flags, Octets
+from tunnelbridge.wire.clock import PERIOD_SECONDS
 from tunnelbridge.wire.layer import UNKNOWN, Clones, Kind, Layer, layer
 from tunnelbridge.wire.octets import load
 from tunnelbridge.wire.reasons import Reason
@@ -67,7 +68,8 @@ def patch(rows: npt.NDArray[Any], clones: Clones, beyond: Column) -> None:
 def decode(memory: Octets, start: Column, end: Column) -> Layer:
     """Read the TLVs up to their end."""
     found = layer(start, end, Kind.ETHERNET)
-    found.payload = start + np.where(_old_record(memory, start, end), PCAP_RECORD.itemsize, 0)
+    found.payload = start.copy()
+    _skip_old_records(memory, found)
     found.direction = np.full(len(start), UNKNOWN, np.int64)
     names = np.zeros(len(start), np.uint8)
     walking = np.arange(len(start))
@@ -93,11 +95,16 @@ def decode(memory: Octets, start: Column, end: Column) -> Layer:
     return found
 
 
-def _old_record(memory: Octets, start: Column, end: Column) -> Flags:
-    """Tell where a pcap record header of releases before 3.1.1 stands in front of the TLVs."""
-    record = load(memory, start, PCAP_RECORD)
+def _skip_old_records(memory: Octets, found: Layer) -> None:
+    """Read the pcap record header of releases before 3.1.1 where it stands in front of the TLVs."""
+    record = load(memory, found.payload, PCAP_RECORD)
     first = record["seconds"] >> 24
-    present = end - start - PCAP_RECORD.itemsize
+    present = found.end - found.payload - PCAP_RECORD.itemsize
     told: Flags = (present >= 0) & (record["captured"] == present)
     told &= (first > DESTINATION_VN) & (first != END)
-    return told
+    if told.any():
+        time = record["seconds"].astype(np.int64) * 1_000_000_000
+        time += record["microseconds"].astype(np.int64) * 1000
+        found.clock = np.where(told, time, UNKNOWN)
+        found.clock_period = np.where(told, PERIOD_SECONDS, UNKNOWN)
+        found.payload[told] += PCAP_RECORD.itemsize

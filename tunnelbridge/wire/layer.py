@@ -91,6 +91,9 @@ class Layer:
     original_length: Column | None = None
     """Octets of the frame before the source cut it."""
     truncated: Flags | None = None
+    clock: Column | None = None
+    """The source's time of the frame, nanoseconds modulo ``clock_period`` (:mod:`~.clock`)."""
+    clock_period: Column | None = None
     claimed_end: Column | None = None
     """Where the packet ends by its own IP length, which can lie beyond what is present; of refused
     headers too, if only they are whole: a cut packet is told from a short one by it."""
