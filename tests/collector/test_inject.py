@@ -15,6 +15,7 @@ from collector.sinks.inject import InjectSink
 from collector.sinks.options import parse_sink
 from tunnelbridge.batch import Batch, from_packets
 from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.linux import pushing
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -141,23 +142,23 @@ def test_an_interface_that_is_down(place: Place, sink: InjectSink) -> None:
     assert sink.ledger.dropped == {"network-down": 3}
 
 
-def test_what_a_full_queue_has_no_room_for_is_dropped_at_once(place: Place) -> None:
+def test_what_a_full_queue_has_no_room_for_is_dropped_at_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A slow link: 1 Mbit/s takes far less than is sent, and nobody waits for it."""
     lab.need("tc")
     lab.run("tc", "-n", place.ns, "qdisc", "add", "dev", place.interface, "root", "tbf", "rate",
             "1mbit", "burst", "2000", "limit", "1000000000")  # fmt: skip
     sink = InjectSink(parse_sink(f"{place.ns}:{place.interface}", "--inject"))
+    monkeypatch.setattr(pushing, "time", None)  # who waits looks at the clock
     batch = from_packets([frame(1414, number) for number in range(1000)])
-    put, longest = 0, 0.0
+    put = 0
     while not sink.ledger.dropped:
-        began = lab.time.monotonic()
         sink.put(delivery(batch))
-        longest = max(longest, lab.time.monotonic() - began)
         put += 1000
         assert put < 100_000
     assert set(sink.ledger.dropped) == {"queue-full"}
     assert sink.ledger.total() == put
-    assert longest < 0.1  # the sender's patience, which a collector does not have
     sink.close()
 
 
