@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from collector import cli_live
+from collector import cli_files, cli_live
 from tunnelbridge.command_line import Count, Duration, Stats, Verbose, run
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ Levels = Annotated[
 ]
 
 
+cli_files.register(app)
 cli_live.register(app)
 
 
@@ -67,8 +68,18 @@ def listen(
     ] = None,
     pcap: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH|-", help="Write frames to this file, or stdout; repeatable."),
+        typer.Option(
+            metavar="PATH|DIR/|-",
+            help="Write frames to this file, to files in this folder, or stdout; repeatable.",
+        ),
     ] = None,
+    file_format: cli_files.FileFormat = None,
+    rotate: cli_files.Rotate = None,
+    keep: cli_files.Keep = None,
+    compress: cli_files.Compress = None,
+    per_stream: cli_files.PerStream = False,
+    name: cli_files.Name = None,
+    manifest: cli_files.ManifestOption = False,
     tap: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,6 +142,7 @@ def listen(
 
     console.configure_logging(verbose, quiet)
     wanted = parse_wanted(gre, vxlan or (), geneve or (), udp or (), ip or ())
+    files = cli_files.FileWishes(file_format, rotate, keep, compress, per_stream, name, manifest)
     live = cli_live.live_openers(serve or (), serve_filter, tap_per_stream or (), inject or ())
     forwarding = forward_openers(forward or (), forward_by, forward_raw or ())
     collect(
@@ -138,7 +150,7 @@ def listen(
             wanted,
             bind=bind or (),
             allow=allow or (),
-            sinks=(*openers(pcap or (), tap or (), stats, tap_queues), *live, *forwarding),
+            sinks=(*openers(pcap or (), tap or (), stats, tap_queues, files), *live, *forwarding),
             levels=levels,
             source_time=time == "source",
             count=count,

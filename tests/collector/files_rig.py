@@ -89,8 +89,12 @@ def rig(folder: Path, expression: str = "", **files: Any) -> Iterator[Rig]:
 
 def files_in(folder: Path) -> list[Path]:
     """Return what is published, oldest first."""
-    found = [path for path in folder.iterdir() if path.is_file()]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    found = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            if path.is_file():
+                found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
 
 
 def staged(folder: Path) -> list[Path]:

@@ -12,13 +12,21 @@ import lab
 from collector.sinks.folder import Folder
 from collector.sinks.keeping import Keeper
 from collector.sinks.limits import Limits
+from tunnelbridge.errors import UserError
 
 ONE = Limits(number=1)
 
 
 def settled(made: Rig, expected: list[int]) -> None:
     """Wait until exactly these frames are in files."""
-    lab.until(lambda: all_numbers(made.folder) == expected, 10, f"{expected} to stay")
+
+    def are_there() -> bool:
+        try:
+            return all_numbers(made.folder) == expected
+        except UserError:  # one was deleted meanwhile
+            return False
+
+    lab.until(are_there, 10, f"{expected} to stay")
 
 
 def test_number(tmp_path: Path) -> None:
