@@ -1,13 +1,15 @@
-"""Frames in one piece each, for stages that read through whole frames."""
+"""Frames in one piece each, and batches in one, for stages that read or keep whole frames."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from collector.delivery import Delivery
 from tunnelbridge.batch import NO_OCTETS, Batch, Column, Octets
 from tunnelbridge.wire.octets import load, ragged
 
@@ -39,6 +41,29 @@ def contiguous(frames: Batch) -> Batch:
         head=NO_OCTETS,
         head_start=None,
         head_length=None,
+    )
+
+
+def join(parts: Sequence[Delivery]) -> Delivery:
+    """Return the frames of several copies, without heads, as one delivery; there is at least one."""
+    if len(parts) == 1:
+        return parts[0]
+    parts = [part.copied() for part in parts]  # only the octets of the frames that go
+    size = np.array([part.frames.memory.size for part in parts], np.int64)
+    shift: Column = np.repeat(np.cumsum(size) - size, [len(part) for part in parts])
+    frames = [part.frames for part in parts]
+    return Delivery(
+        Batch(
+            memory=np.concatenate([each.memory for each in frames]),
+            start=np.concatenate([each.start for each in frames]) + shift,
+            length=np.concatenate([each.length for each in frames]),
+            wire_length=np.concatenate([each.wire_length for each in frames]),
+            timestamp=np.concatenate([each.timestamp for each in frames]),
+            direction=np.concatenate([each.direction for each in frames]),
+        ),
+        stream=np.concatenate([part.stream for part in parts]),
+        gap=np.concatenate([part.gap for part in parts]),
+        truncated=np.concatenate([part.truncated for part in parts]),
     )
 
 

@@ -10,16 +10,15 @@ The buffer is bounded in octets: when it is full the oldest frames go on before 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from collector.contiguous import contiguous
+from collector.contiguous import contiguous, join
 from collector.delivery import Delivery
-from tunnelbridge.batch import Batch, Column
+from tunnelbridge.batch import Column
 
 BUFFER: Final = 64_000_000
 """Octets of frames that wait, at most."""
@@ -66,7 +65,7 @@ class Reorderer:
             return due
         early = self._release(self._border())
         self.hurried += 0 if early is None else len(early)
-        return early if due is None else due if early is None else _join([due, early])
+        return early if due is None else due if early is None else join([due, early])
 
     def due(self, now: int) -> Delivery | None:
         """Return the frames whose window is over at ``now``, in the order of time."""
@@ -102,29 +101,6 @@ class Reorderer:
         time = np.concatenate([each.time for each in going])
         self.late += int(np.count_nonzero(time < self._gone))
         self._gone = max(self._gone, int(time.max()))
-        joined = _join([each.delivery for each in going])
+        joined = join([each.delivery for each in going])
         self._octets -= int(joined.frames.length.sum())
         return joined.select(np.argsort(time, kind="stable"))
-
-
-def _join(parts: Sequence[Delivery]) -> Delivery:
-    """Return the frames of several copies, without heads, as one delivery."""
-    if len(parts) == 1:
-        return parts[0]
-    parts = [part.copied() for part in parts]  # only the octets of the frames that go
-    size = np.array([part.frames.memory.size for part in parts], np.int64)
-    shift: Column = np.repeat(np.cumsum(size) - size, [len(part) for part in parts])
-    frames = [part.frames for part in parts]
-    return Delivery(
-        Batch(
-            memory=np.concatenate([each.memory for each in frames]),
-            start=np.concatenate([each.start for each in frames]) + shift,
-            length=np.concatenate([each.length for each in frames]),
-            wire_length=np.concatenate([each.wire_length for each in frames]),
-            timestamp=np.concatenate([each.timestamp for each in frames]),
-            direction=np.concatenate([each.direction for each in frames]),
-        ),
-        stream=np.concatenate([part.stream for part in parts]),
-        gap=np.concatenate([part.gap for part in parts]),
-        truncated=np.concatenate([part.truncated for part in parts]),
-    )
