@@ -143,6 +143,11 @@ def test_the_closing_ledger_as_json() -> None:
     assert second["name"] == "gre://b"
 
 
+def test_times_are_for_programs_and_none_is_no_word() -> None:
+    entry = {"source": "192.0.2.1", "encapsulation": None, "packets": 2, "first_seen": 5}
+    assert console._in_words(entry) == "192.0.2.1: packets 2"
+
+
 def test_the_closing_ledger_in_words() -> None:
     with redirect_stderr(Terminal()) as terminal:
         console.report(LEDGER, "SIGINT")

@@ -19,6 +19,8 @@ from tunnelbridge.errors import UserError
 from tunnelbridge.ledger import as_json, told
 
 ALWAYS_TOLD: Final = ("received", "cloned", "decapsulated", "sent", "delivered", "packets", "lost")
+NEVER_TOLD: Final = ("first_seen", "last_seen")
+"""Nanoseconds since the epoch: for programs."""
 MOST_LINES: Final = 20
 ERASE: Final = "\r\x1b[2K"
 
@@ -129,7 +131,7 @@ def _in_words(entry: Mapping[str, Any]) -> str:
     for name, value in counts.items():
         if isinstance(value, Mapping):
             words += [f"{name} {told(value)}"] if value else []
-        elif value or name in ALWAYS_TOLD:
+        elif (value or name in ALWAYS_TOLD) and name not in NEVER_TOLD:
             words.append(f"{name.replace('_', ' ')} {value}")
     return ": ".join([" ".join(texts), ", ".join(words)] if texts else [", ".join(words)])
 

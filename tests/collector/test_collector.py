@@ -25,7 +25,7 @@ from collector.listener import parse_wanted
 from tunnelbridge import console
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux.slab import SlabPool
-from tunnelbridge.wire.encapsulation import vxlan_tunnel
+from tunnelbridge.wire.encapsulation import geneve_tunnel, vxlan_tunnel
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -37,9 +37,9 @@ def inner(number: int) -> bytes:
     return outer.frame(outer.ipv4(payload, 17, "10.0.0.1", "10.0.0.2"))
 
 
-def datagram(number: int) -> bytes:
+def datagram(number: int, vni: int = 7) -> bytes:
     """Return a VXLAN datagram, from behind its UDP header."""
-    row: bytes = vxlan_tunnel(PORT, 7).rows(outer.clones([inner(number)]))[0].tobytes()
+    row: bytes = vxlan_tunnel(PORT, vni).rows(outer.clones([inner(number)]))[0].tobytes()
     return row[8:] + inner(number)
 
 
@@ -58,7 +58,7 @@ def ns(root: None) -> Iterator[str]:
 
 def start(ns: str, pcap: str | None = None, taps: Sequence[str] = (), **options: Any) -> Collector:
     wanted = parse_wanted(None, (PORT,), (), (), ())
-    options["sinks"] = openers([pcap] if pcap else [], taps, options.get("stats"))
+    options.setdefault("sinks", openers([pcap] if pcap else [], taps, options.get("stats")))
     return lab.in_namespace(ns, Collector, ListenOptions(wanted, ["127.0.0.1"], **options))
 
 
@@ -133,6 +133,104 @@ def test_everything_is_counted_delivered_and_told(
     assert lines[1]["reason"] == "SIGTERM"
     assert "tap-all" not in lab.run("ip", "-n", ns, "-o", "link")
     assert lab.left_open(before) == []
+
+
+def test_tunnels_that_are_not_allowed_are_refused_before_anything_is_delivered(
+    ns: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pcap"
+    collector = start(ns, pcap=str(path), allow=["127.0.0.0/8,vni=6-7", "192.0.2.1,key=9"])
+
+    async def steer() -> None:
+        send(ns, datagram(0), datagram(1, 9), datagram(2, 6), b"short", datagram(3, 8))
+        send(ns, datagram(4), source="192.0.2.1")
+        await until(lambda: collector.ledger.received == 6)
+        stop()
+
+    run(collector, steer)
+
+    assert collector.ledger.balances()
+    assert collector.ledger.rejected == Counter({"not-allowed": 3, "vxlan-short": 1})
+    refused = {
+        (each.source, each.encapsulation, each.reason): each.packets
+        for each in collector.intake.refused.ledgers()
+    }
+    assert refused == {
+        ("127.0.0.1", "vxlan", "not-allowed"): 2,
+        ("192.0.2.1", "vxlan", "not-allowed"): 1,
+        ("127.0.0.1", "vxlan", "vxlan-short"): 1,
+    }
+    assert [each.key() for each in collector.streams.ledgers()] == [
+        "vxlan 127.0.0.1 vni 7",
+        "vxlan 127.0.0.1 vni 6",
+    ]
+    frames = [octets for _, octets, _ in pcap_files.parse(path.read_bytes())]
+    assert frames == [inner(0), inner(2)]
+
+
+def test_every_sink_has_its_own_filter_and_snap_length(ns: str, tmp_path: Path) -> None:
+    """The numbers of the inner packets are at octet 42; one file takes the even ones, cut."""
+    whole, even = tmp_path / "whole", tmp_path / "even"
+    sinks = openers([str(whole), f"{even}?filter=ether[49] & 1 = 0&snaplen=20"], [], None)
+    collector = start(ns, sinks=sinks)
+
+    async def steer() -> None:
+        send(ns, *map(datagram, range(6)))
+        await until(lambda: collector.ledger.received == 6)
+        stop()
+
+    run(collector, steer)
+
+    assert collector.ledger.balances()
+    assert [sink.filtered for sink in collector.ledger.sinks] == [0, 3]
+    records = [pcap_files.parse(path.read_bytes()) for path in (whole, even)]
+    assert [packet for _, packet, _ in records[0]] == [inner(number) for number in range(6)]
+    assert [(packet, length) for _, packet, length in records[1]] == [
+        (inner(number)[:20], len(inner(number))) for number in (0, 2, 4)
+    ]
+
+
+def test_frames_have_the_time_their_source_tells(ns: str, tmp_path: Path) -> None:
+    path, stamped = tmp_path / "x", 1_700_000_000_123_456_789
+    wanted = parse_wanted(None, (), (6081,), (), ())
+    options = ListenOptions(
+        wanted, ["127.0.0.1"], source_time=True, sinks=openers([str(path)], [], None), count=1
+    )
+    collector = lab.in_namespace(ns, Collector, options)
+    clones = outer.clones([inner(0)], timestamp=stamped)
+    row = geneve_tunnel(6081, 5, True).rows(clones)[0].tobytes()
+    with lab.in_namespace(ns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(row[8:] + inner(0), ("127.0.0.1", 6081))
+
+    run(collector)
+
+    ((time, packet, _),) = pcap_files.parse(path.read_bytes())
+    assert (time, packet) == (stamped, inner(0))
+    (stream,) = collector.streams.ledgers()
+    assert stream.first_seen == stream.last_seen > stamped  # streams are seen when they arrive
+
+
+def test_datagrams_that_cannot_be_put_together_are_told_beside(ns: str) -> None:
+    collector = start(ns)
+
+    def contradict() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+            for field in (0x2000, 0x0004, 0x2006):  # the second overlaps the first
+                octets = bytes(64)
+                packet = outer.ipv4(octets, 17, "127.0.0.1", "127.0.0.1", 99, field)
+                sock.sendto(packet, ("127.0.0.1", 0))
+
+    async def steer() -> None:
+        lab.in_namespace(ns, contradict)
+        send(ns, datagram(0))
+        await until(lambda: collector.ledger.received == 1)
+        stop()
+
+    run(collector, steer)
+
+    assert collector.ledger.reassembly_failed > 0
+    assert collector.as_dict()["reassembly_failed"] == collector.ledger.reassembly_failed
+    assert collector.ledger.balances()
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

@@ -51,6 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ListenOptions]:
         (["listen", "--udp", "vxlan"], "--udp vxlan: expected KIND:PORT"),
         (["listen", "--ip", "gre"], "--ip gre: expected one of"),
         (["listen", "--bind", "here"], "--bind: 'here'"),
+        (["listen", "--time", "departure"], "Invalid value for '--time'"),
         (["listen", "--allow", "everyone"], "--allow everyone"),
         (
             ["listen", "--pcap", "x?filter=tcp&queue=many"],
@@ -99,8 +100,8 @@ def test_every_option_reaches_listen(collector: Run, asked: list[ListenOptions])
     code, _, err = collector(
         "listen", "--bind", "::1", "--gre", "--vxlan", "1", "--vxlan", "2", "--geneve", "3",
         "--udp", "tzsp:4", "--ip", "ipip", "--allow", "10.0.0.0/8", "--pcap", "x?snaplen=96&filter=tcp",
-        "--tap", "t",
-        "--tap", "n:u", "--levels", "2", "--count", "5", "--duration", "1.5", "--stats", "s",
+        "--tap", "t", "--tap", "n:u", "--time", "source", "--levels", "2",
+        "--count", "5", "--duration", "1.5", "--stats", "s",
     )  # fmt: skip
 
     assert (code, err) == (0, "")
@@ -118,6 +119,7 @@ def test_every_option_reaches_listen(collector: Run, asked: list[ListenOptions])
             allow=["10.0.0.0/8"],
             sinks=options.sinks,
             levels=2,
+            source_time=True,
             count=5,
             duration=1.5,
             stats="s",

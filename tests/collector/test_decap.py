@@ -158,6 +158,52 @@ def test_times_are_those_of_the_received_packets() -> None:
     assert result.batch.timestamp.tolist() == [11, 13]
 
 
+STAMPED = 1_700_000_000_123_456_789
+STAMPS: list[tuple[Callable[[], Encapsulation], int]] = [
+    (lambda: erspan_3(1, 0, "100us"), 100_000),
+    (lambda: erspan_3(1, 0, "100ns"), 100),
+    (lambda: erspan_3(1, 0, "1588"), 1),
+    (lambda: geneve_tunnel(6081, 1, True), 1),
+]
+
+
+@pytest.mark.parametrize(("tunnel", "unit"), STAMPS)
+@pytest.mark.parametrize("late", [0, 3_000_000_000, -3_000_000_000])
+def test_times_are_those_of_the_source_if_it_tells(
+    tunnel: Callable[[], Encapsulation], unit: int, late: int
+) -> None:
+    """Among packets that tell no time, and others that came when the clock had wrapped."""
+    packet = outer.tunnelled(tunnel(), WEB, *ADDRESSES[4], timestamp=STAMPED)
+    stamped = outer.frame(packet)
+    batch = from_packets([mirrored("vxlan", WEB), stamped, mirrored("gre", WEB), WEB, stamped])
+    arrival = STAMPED + late
+    batch.timestamp = arrival + np.arange(5)
+
+    for source_time, time in ((True, STAMPED // unit * unit), (False, None)):
+        found = decapsulate(batch, Kind.ETHERNET, PORTS, source_time=source_time)
+
+        assert found.index.tolist() == [0, 1, 2, 4]
+        assert found.batch.timestamp.tolist() == [
+            arrival, time or arrival + 1, arrival + 2, time or arrival + 4,
+        ]  # fmt: skip
+        assert batch.timestamp.tolist() == [arrival + n for n in range(5)]
+
+
+def test_the_outermost_tunnel_tells_the_time() -> None:
+    """What a mirrored frame carries is somebody else's clock."""
+    inner = mirrored("vxlan", WEB)
+    clocks = [mirrored("erspan3", inner, timestamp=STAMPED)]
+    nested = mirrored("vxlan", clocks[0])
+    batch = from_packets([clocks[0], nested])
+    batch.timestamp[:] = STAMPED + 10**9
+
+    found = decapsulate(batch, Kind.ETHERNET, PORTS, source_time=True)
+
+    first, second = found.batch.timestamp.tolist()
+    assert abs(first - STAMPED) <= 100_000
+    assert second == STAMPED + 10**9
+
+
 @pytest.mark.parametrize(
     ("packet", "first"),
     [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from collector import files
 from collector.files import FileDecapsulator, decap
 from tunnelbridge.errors import UserError
-from tunnelbridge.wire.encapsulation import gre_teb, vxlan_tunnel
+from tunnelbridge.wire.encapsulation import erspan_3, gre_teb, vxlan_tunnel
 from tunnelbridge.wire.layer import Kind
 
 SOURCES = {4: ("192.0.2.1", "198.51.100.9"), 6: ("2001:db8::1", "2001:db8:9::9")}
@@ -80,6 +80,25 @@ def test_fragments_come_out_where_their_last_one_was(
     assert [time // 10**9 for time, _, _ in written] == [0, 2, 4, 5, 6, 7]
     assert work.ledger.received == 6
     assert [each.source for each in work.streams.ledgers()] == [SOURCES[version][0]]
+
+
+@pytest.mark.parametrize("source_time", [True, False])
+def test_times_are_those_of_the_file_or_of_the_source(tmp_path: Path, source_time: bool) -> None:
+    """A whole packet and one in fragments; the streams are seen when they came."""
+    stamped, came = 1_700_000_000_123_456_700, 1_700_000_000_500_000_000
+    sent = outer.tunnelled(
+        erspan_3(7, 0, "100ns"), inner(0, 400), *SOURCES[4], timestamp=stamped, identification=5
+    )
+    parts = [outer.frame(each) for each in outer.fragments(sent, 200, 5)]
+    packets = [(came, outer.frame(sent)), (came + 1, parts[0]), (came + 2, parts[1])]
+
+    work, out, _ = run(tmp_path, packets, source_time=source_time)
+
+    assert out == [inner(0, 400)] * 2
+    times = [time for time, _, _ in pcap_files.parse((tmp_path / "out.pcap").read_bytes())]
+    assert times == ([stamped] * 2 if source_time else [came, came + 2])
+    (stream,) = work.streams.ledgers()
+    assert (stream.first_seen, stream.last_seen) == (came, came + 2)
 
 
 def test_sequence_numbers_are_taken_in_the_order_of_the_file(tmp_path: Path) -> None:
