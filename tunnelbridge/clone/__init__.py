@@ -1,8 +1,27 @@
-"""Policy: what is cloned and to whom. Pure: no sockets, no clocks.
+"""What is cloned and to whom, decided on columns. Pure: no sockets, no clocks.
 
-A frame's path: ``bpf`` runs a tcpdump expression over the packets of a file (for interfaces the
-kernel does), ``guard`` refuses what would loop, ``neighbours`` says which tunnel a pool member sits
-behind and which MAC address its clones get.
+May a frame be cloned at all:
 
-``nat`` knows what clients' addresses are behind source NAT, for clones that show them.
+* ``guard``          refuses what is, carries or quotes one of our tunnels;
+* ``breaker``        stops loops that hide from it.
+
+Which rule it falls to:
+
+* ``rules``          filter rules as values; names of protocols, port ranges;
+* ``classifier``     tries all rules on a batch at once, with ``match_tables`` for each field;
+* ``expression``     rules as a tcpdump expression, and the packets that it sees otherwise;
+* ``flow_table``     what was decided for a flow, for as long as it goes on.
+
+Which member gets it:
+
+* ``innermost``      the hash of the flow inside a tunnel; ``fragments``, of a fragment's first one;
+* ``pool``           five ways to share, ``rendezvous`` for those that every sender agrees on;
+* ``health``         when a member that is probed counts as down;
+* ``neighbours``     static ARP and FDB of the command line: a member's MAC, and the tunnel behind it.
+
+What else clones need to know:
+
+* ``nat``            clients' addresses behind source NAT, for clones that show them;
+* ``stand_in``       the frames with which members that are elsewhere are answered for; ``defence``, what
+  to do when somebody else uses their address.
 """

@@ -11,11 +11,13 @@ Asking, before packets flow:
 
 Asking while packets flow:
 
-* ``conntrack``    which connections have their source translated.
+* ``conntrack``    which connections have their source translated;
+* ``probe``        whether a member is there: by route, ICMP echo or heartbeat.
 
 Packets in, from an interface (``send``):
 
 * ``libpcap``      a tcpdump expression as classic BPF, behind the tests that refuse our own mark;
+* ``bpf_assembler``  writes classic BPF with labels; ``bpf_join`` makes one program of several;
 * ``tpacket``      opens the ring: system calls, order, layouts;
 * ``ring``         its blocks as batches.
 
@@ -37,7 +39,8 @@ Packets in, from tunnels (``collector listen``):
 Packets out, to analysers:
 
 * ``tap``          a silent tap interface, one write a frame;
-* ``pcap_writer``  a pcap file or pipe, one writev for many packets.
+* ``record_writer``  records of a capture file to a disk or pipe, one writev for many;
+* ``pcap_writer``  the same for pcap.
 
 Neighbours on a LAN, in the place of members that are elsewhere:
 

@@ -11,10 +11,14 @@ the format is sent, received or both, the same names:
 Path of a packet that is received: ``walk`` decodes header after header (``ethernet`` → ``ipv4`` or
 ``ipv6`` → ``gre`` or ``udp`` → ``erspan2`` ``erspan3`` ``vxlan`` ``vxlan_gpe`` ``geneve`` ``tzsp``
 ``juniper`` ``mpls`` ``etherip`` ``nsh`` ``ppp`` → the inner ``ethernet`` → …); foreign octets end as
-a code of ``reasons``, never as an exception.
+a code of ``reasons``, never as an exception. ``plausible`` judges payloads of the formats that do not
+say what they carry; ``icmp`` reads what errors quote.
 
 Path of a packet that is sent: ``flow`` reads its addresses into the hash that becomes the UDP source
-port; ``encapsulation`` stacks the templates of a tunnel and patches them for a batch.
+port, ``five_tuple`` what filter rules look at; ``encapsulation`` stacks the templates of a tunnel and
+patches them for a batch. ``new_addresses`` is what policy has ``restore/readdress`` write into clones.
+
+For a stand-in: ``arp`` and ``ndp``, with RFC 5227's and RFC 4861's probes and announcements.
 
 ``octets`` holds what all share: loading header records and RFC 1071 sums.
 """
