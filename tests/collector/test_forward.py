@@ -125,6 +125,14 @@ def test_entropy_is_that_of_the_flow_whatever_head_the_frame_has(make: Make) -> 
     assert all(port >= 49152 for port in ports)
 
 
+def test_the_shortest_packets_have_their_ports_too(make: Make) -> None:
+    sink, (sock,) = make(f"vxlan://{FAR}")
+    packet = outer.ipv4(outer.udp(b"", 1000, 2000), 17, "10.0.0.1", "10.0.0.2")
+    sink.put(deliver([vxlan(outer.frame(packet)), forwarded.gre(0x0800, packet)]))
+    ports = [int.from_bytes(packet[:2]) for packet in sock.packets]
+    assert ports[0] == ports[1]
+
+
 def test_frames_near_the_end_of_memory_are_read_no_further(make: Make) -> None:
     sink, (sock,) = make(f"vxlan://{FAR}")
     bare = outer.ipv4(outer.udp(b"", 1, 2), 17, "10.0.0.1", "10.0.0.2")

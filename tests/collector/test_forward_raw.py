@@ -242,6 +242,7 @@ def test_none_is_asked_for() -> None:
     [
         ("10.99.0.1", UDP_AND_GRE, True),
         ("10.99.0.1:5000", UDP_AND_GRE, True),  # GRE would come back
+        ("10.99.0.1", replace(UDP_AND_GRE, protocols=frozenset()), True),
         ("10.99.0.1:5000", replace(UDP_AND_GRE, protocols=frozenset()), False),
         ("10.99.0.1:6081", replace(UDP_AND_GRE, protocols=frozenset()), True),
         ("[::1]:4789", UDP_AND_GRE, True),

@@ -312,6 +312,40 @@ def test_collectors_behind_it_deliver_what_came_in(place: Place) -> None:
     live.assert_same(as_frames(frames), [frame for each in got for frame in each])
 
 
+@pytest.mark.parametrize("option", ["--forward", "--forward-raw"])
+def test_a_congested_path_costs_the_other_sinks_nothing(place: Place, option: str) -> None:
+    lab, net = place.lab, place.net
+    pcap = lab.folder / f"beside{option}.pcap"
+    to = f"vxlan://{ROUTER4}" if option == "--forward" else ROUTER4
+    collector = live.listen(
+        lab, net.far, "--vxlan", "4789", "--pcap", str(pcap), option, f"{to}?queue=50k"
+    )
+    count = 3000
+    frames = [frame for frame in live.corpus() if len(frame) > 1000][:1]
+    header = struct.pack(">II", 0x0800_0000, 7 << 8)
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for number in range(count):
+                sock.sendto(header + frames[0][:1000] + number.to_bytes(4), (FAR4, 4789))
+
+    slow = ("rate", "400kbit", "burst", "3000", "limit", "100m")
+    lab.command("tc", "-n", net.far, "qdisc", "add", "dev", "eth0", "root", "tbf", *slow)
+    try:
+        inside(net.host, send)
+        got = live.collected(pcap, count)
+    finally:
+        lab.command("tc", "-n", net.far, "qdisc", "delete", "dev", "eth0", "root")
+    ledger = collector.end()
+
+    assert len(set(got)) == count
+    assert ledger["balanced"]
+    (written, sent) = sorted(ledger["sinks"], key=lambda sink: sink["name"], reverse=True)
+    assert (written["delivered"], written["dropped"]) == (count, {})
+    assert sent["dropped"].keys() == {"queue-full"}
+    assert sent["delivered"] + sent["dropped"]["queue-full"] == count
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
