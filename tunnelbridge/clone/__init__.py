@@ -22,6 +22,6 @@ Which member gets it:
 What else clones need to know:
 
 * ``nat``            clients' addresses behind source NAT, for clones that show them;
-* ``stand_in``       the frames with which members that are elsewhere are answered for; ``defence``, what
-  to do when somebody else uses their address.
+* ``stand_in``       the frames with which members that are elsewhere are answered for; ``defence``,
+  what to do when somebody else uses their address.
 """
