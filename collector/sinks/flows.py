@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tunnelbridge.batch import Batch, Column, Octets
 from tunnelbridge.clone.fragments import FragmentTable
 from tunnelbridge.wire.flow import Flows, read_flows
+from tunnelbridge.wire.octets import load
 
 PREFIX: Final = 256
 """Octets behind a head that are looked at: MAC, IP and extension headers end long before."""
@@ -39,16 +41,24 @@ def _in_one_piece(frames: Batch) -> tuple[Octets, Column, Column]:
 
     Frames of which some have heads are copied, as far as headers reach.
     """
-    if frames.head_start is None or frames.head_length is None or not len(frames):
+    head_start, head_length = frames.head_start, frames.head_length
+    if head_start is None or head_length is None or not head_length.any():
         return frames.memory, frames.start, frames.start + frames.length
-    room = int(frames.head_length.max())
-    before = room - frames.head_length
+    room = int(head_length.max())
+    before = room - head_length
+    in_head = np.maximum((head_start - before)[:, None] + np.arange(room), 0)
     body = np.minimum(frames.length, PREFIX)
-    octets = np.zeros((len(frames), room + int(body.max())), np.uint8)
-    if room:
-        in_head = np.maximum(frames.head_start[:, None] + np.arange(room) - before[:, None], 0)
-        octets[:, :room] = frames.head[in_head]
-    in_body = frames.start[:, None] + np.arange(octets.shape[1] - room)
-    octets[:, room:] = frames.memory[np.minimum(in_body, frames.memory.size - 1)]
+    octets = np.hstack(
+        (frames.head[in_head], _rows(frames.memory, frames.start, max(int(body.max()), 1)))
+    )
     start = np.arange(len(frames)) * octets.shape[1] + before
-    return octets.reshape(-1), start, start + frames.head_length + body
+    return octets.reshape(-1), start, start + head_length + body
+
+
+def _rows(memory: Octets, start: Column, width: int) -> npt.NDArray[np.uint8]:
+    """Return ``width`` octets from each ``start``, shape (m, width); behind the memory anything."""
+    if int(start.max()) + width <= memory.size:
+        octets: Octets = load(memory, start, np.dtype(f"V{width}")).view(np.uint8)
+    else:
+        octets = memory[np.minimum(start[:, None] + np.arange(width), memory.size - 1)]
+    return octets.reshape(len(start), width)

@@ -133,6 +133,15 @@ def test_the_shortest_packets_have_their_ports_too(make: Make) -> None:
     assert ports[0] == ports[1]
 
 
+def test_heads_that_nobody_has_any_more(make: Make) -> None:
+    sink, (sock,) = make(f"vxlan://{FAR}")
+    frame = flow(1)[0]
+    delivery = deliver([forwarded.gre(0x0800, frame[14:]), vxlan(frame)])
+    sink.put(delivery.select(np.array([1])))
+    sink.put(delivery.select(np.array([], np.int64)))
+    assert forwarded_in_vxlan(sock) == [frame]
+
+
 def test_frames_near_the_end_of_memory_are_read_no_further(make: Make) -> None:
     sink, (sock,) = make(f"vxlan://{FAR}")
     bare = outer.ipv4(outer.udp(b"", 1, 2), 17, "10.0.0.1", "10.0.0.2")
