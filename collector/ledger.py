@@ -1,7 +1,7 @@
 """The collector's counters: every datagram and every frame ends in exactly one bucket.
 
-received = rejected + decapsulated, and per sink decapsulated = delivered + queued + dropped +
-filtered. What a socket's buffer could not take, and what the kernel could not put together from its
+received = rejected + decapsulated, and per sink decapsulated = deduplicated + waiting + delivered +
+queued + dropped + filtered. What a socket's buffer could not take, and what the kernel could not put together from its
 fragments, never reached us and is told beside.
 """
 
@@ -77,6 +77,9 @@ class StreamLedger:
     first_seen: int = 0
     """Arrival of the first and the last frame, nanoseconds since the epoch."""
     last_seen: int = 0
+    sequence_first: int | None = None
+    """The first sequence number that came, and the one that is expected next, both below 2**32."""
+    sequence_next: int | None = None
 
     def key(self) -> str:
         """Return the stream's name, for people, files and interfaces: ``vxlan 192.0.2.1 vni 7``."""
@@ -118,12 +121,21 @@ class CollectorLedger:
     """Datagrams that the kernel could not put together, of the whole network namespace."""
     rejected: Counter[str] = field(default_factory=Counter)
     decapsulated: int = 0
+    deduplicated: int = 0
+    """Frames that came a second time; no sink was given them."""
+    waiting: int = 0
+    """Frames that wait for others to be put in order."""
+    late: int = 0
+    """Frames that came too late to be put in order; told beside, they were passed on."""
+    hurried: int = 0
+    """Frames passed on before their time, for want of room; told beside."""
     sinks: list[SinkLedger] = field(default_factory=list)
 
     def balances(self) -> bool:
         """Tell whether every datagram and every frame is accounted for."""
         return self.received == self.rejected.total() + self.decapsulated and all(
-            sink.total() == self.decapsulated for sink in self.sinks
+            sink.total() + self.deduplicated + self.waiting == self.decapsulated
+            for sink in self.sinks
         )
 
     def as_dict(
@@ -140,6 +152,10 @@ class CollectorLedger:
             "reassembly_failed": self.reassembly_failed,
             "rejected": dict(self.rejected),
             "decapsulated": self.decapsulated,
+            "deduplicated": self.deduplicated,
+            "waiting": self.waiting,
+            "late": self.late,
+            "hurried": self.hurried,
             "streams": [stream.as_dict() for stream in streams],
             "sinks": [sink.as_dict() for sink in self.sinks],
             "refused": [sender.as_dict() for sender in refused],

@@ -41,8 +41,13 @@ class Sequence:
 
         Returns how many numbers were passed over right before each, None where none was.
         """
+        missing = self._take(numbers)
+        self.ledger.sequence_next = self.expected % WRAP
+        return missing
+
+    def _take(self, numbers: Column) -> Column | None:
         if self.expected == UNKNOWN:
-            self.expected = int(numbers[0])
+            self.expected = self.ledger.sequence_first = int(numbers[0])
         in_order = (self.expected + np.arange(len(numbers))) % WRAP
         if np.array_equal(numbers, in_order):
             self.expected += len(numbers)

@@ -19,8 +19,8 @@ from tunnelbridge.errors import UserError
 from tunnelbridge.ledger import as_json, told
 
 ALWAYS_TOLD: Final = ("received", "cloned", "decapsulated", "sent", "delivered", "packets", "lost")
-NEVER_TOLD: Final = ("first_seen", "last_seen")
-"""Nanoseconds since the epoch: for programs."""
+NEVER_TOLD: Final = ("first_seen", "last_seen", "sequence_first", "sequence_next", "outer")
+"""For programs: nanoseconds since the epoch, numbers to reconcile by."""
 MOST_LINES: Final = 20
 ERASE: Final = "\r\x1b[2K"
 
@@ -126,12 +126,16 @@ def report(ledger: Mapping[str, Any], reason: str) -> None:
 def _in_words(entry: Mapping[str, Any]) -> str:
     """Return ``name: received 4, sent 4``, leaving out what did not happen."""
     texts = [str(value) for value in entry.values() if isinstance(value, str)]
-    counts = {name: value for name, value in entry.items() if not isinstance(value, str | list)}
+    counts = {
+        name: value
+        for name, value in entry.items()
+        if not isinstance(value, str | list) and name not in NEVER_TOLD
+    }
     words: list[str] = []
     for name, value in counts.items():
         if isinstance(value, Mapping):
             words += [f"{name} {told(value)}"] if value else []
-        elif (value or name in ALWAYS_TOLD) and name not in NEVER_TOLD:
+        elif value or name in ALWAYS_TOLD:
             words.append(f"{name.replace('_', ' ')} {value}")
     return ": ".join([" ".join(texts), ", ".join(words)] if texts else [", ".join(words)])
 

@@ -34,6 +34,9 @@ class TunnelLedger:
     fragmented: int = 0
     unreachable: int = 0
     """ICMP errors that came back; told beside, nothing was lost by them here."""
+    outer: dict[str, Any] = field(default_factory=dict)
+    """What a collector knows the tunnel by: encapsulation, identifier, remote, local, and the next
+    sequence number; empty where nobody told."""
 
     def absorb(self, other: TunnelLedger) -> None:
         """Add the counts of a tunnel that is closed."""
@@ -183,6 +186,7 @@ def _tunnel_as_dict(tunnel: TunnelLedger) -> dict[str, Any]:
         "truncated": tunnel.truncated,
         "fragmented": tunnel.fragmented,
         "unreachable": tunnel.unreachable,
+        **({"outer": dict(tunnel.outer)} if tunnel.outer else {}),
     }
 
 

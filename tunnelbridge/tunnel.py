@@ -121,6 +121,14 @@ class Tunnel:
         self.path_mtu = self._socket.path_mtu()
         self._is_numbered = encapsulation.has_sequence
         self._numbering = numbering or Numbering()
+        endpoint = self._socket.endpoint
+        self.ledger.outer.update(
+            encapsulation=encapsulation.kind.slug,
+            identifier=encapsulation.identifier,
+            remote=endpoint.remote,
+            local=endpoint.local,
+            sequence=self.sequence,
+        )
         self._source_gone = 0
         self._is_full = self._is_hurried = False
 
@@ -173,6 +181,7 @@ class Tunnel:
             sequence=self._numbering.take(count) if self._is_numbered else np.arange(count),
             ethertype=frames.ethertype,
         )
+        ledger.outer["sequence"] = self.sequence
         sent = self._socket.send(self.encapsulation.rows(clones), batch)
         octets = sent.octets + suffix * sent.packets
         ledger.sent += sent.packets

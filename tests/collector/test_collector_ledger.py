@@ -59,7 +59,7 @@ def test_a_rejected_one_too_many() -> None:
 
 
 def test_json_holds_every_counter() -> None:
-    stream = StreamLedger("192.0.2.1", "vxlan", None, 7, 720, 1, 2, 3, 4, 5, 6, 8)
+    stream = StreamLedger("192.0.2.1", "vxlan", None, 7, 720, 1, 2, 3, 4, 5, 6, 8, 9, 10)
 
     refused = RefusedSender("192.0.2.9", "vxlan", "not-allowed", 2, 3, 4)
     assert json.loads(json.dumps(ledger().as_dict("collector listen", [stream], [refused]))) == {
@@ -69,6 +69,10 @@ def test_json_holds_every_counter() -> None:
         "reassembly_failed": 98,
         "rejected": {"not-allowed": 2, "vxlan-short": 1},
         "decapsulated": 7,
+        "deduplicated": 0,
+        "waiting": 0,
+        "late": 0,
+        "hurried": 0,
         "streams": [
             {
                 "source": "192.0.2.1",
@@ -83,6 +87,8 @@ def test_json_holds_every_counter() -> None:
                 "restarts": 5,
                 "first_seen": 6,
                 "last_seen": 8,
+                "sequence_first": 9,
+                "sequence_next": 10,
             }
         ],
         "sinks": [
