@@ -6,6 +6,7 @@ published: a list remembers name, inode, size and modification time, also across
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -39,17 +40,25 @@ class Keeper:
         self._limits = limits
         self._deleted = deleted
         self._lines = Lines(folder, PUBLISHED)
+        self._unlisted: list[Kept] = []
         before = [_kept(line) for line in self._lines.take()]
         self._files = {kept.name: kept for kept in before if kept and self._is_ours(kept)}
         if len(self._files) < len(before):
             self._lines.replace([asdict(kept) for kept in self._files.values()])
 
     def add(self, name: str, status: Any) -> None:
-        """Remember a file that is about to be published."""
+        """Remember a file that is about to be published; a full disk does not keep it from that."""
         kept = Kept(name, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._files.get(name) != kept:
-            self._lines.append(asdict(kept))
             self._files[name] = kept
+            self._unlisted.append(kept)
+            with contextlib.suppress(OSError):
+                self._list()
+
+    def _list(self) -> None:
+        while self._unlisted:
+            self._lines.append(asdict(self._unlisted[0]))
+            del self._unlisted[0]
 
     def is_published(self, name: str) -> bool:
         """Tell whether that file is one of ours, and there."""
@@ -58,6 +67,7 @@ class Keeper:
 
     def apply(self, now: int) -> None:
         """Delete the oldest files until the rest is within the limits."""
+        self._list()
         if self._limits is None:
             return
         octets = sum(kept.size for kept in self._files.values())

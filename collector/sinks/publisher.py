@@ -8,6 +8,7 @@ that of any other, and is never touched again.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -28,6 +29,8 @@ from collector.sinks.limits import Limits
 from collector.sinks.recovery import recover
 
 TICK: Final = 1.0
+PATIENCE: Final = 1.0
+"""Seconds that :meth:`Publisher.close` waits for what fails to work after all."""
 _MILLISECOND: Final = 1_000_000
 _PACKED: Final = ("", ".gz", ".zst")
 
@@ -63,7 +66,7 @@ class Publisher:
         self._left = folder.leftovers()  # before anything new is begun
         self._waiting: deque[Finished] = deque()
         self._queue: queue.SimpleQueue[Finished | bool] = queue.SimpleQueue()
-        self._deadline: float | None = None
+        self._deadline = self._last_try = math.inf
         self._error = ""
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -80,6 +83,7 @@ class Publisher:
     def close(self, patience: float) -> bool:
         """Publish what is finished, for about ``patience`` seconds; tell whether that was all."""
         self._deadline = time.monotonic() + patience
+        self._last_try = time.monotonic() + min(PATIENCE, patience)
         self._queue.put(False)
         self._thread.join(patience + TICK)
         done = not (self._thread.is_alive() or self._waiting or self._left)
@@ -94,7 +98,7 @@ class Publisher:
             self._attempt(self._recover)
             self._attempt(self._publish_waiting)
             self._attempt(self._keep)
-            if self._deadline is not None and time.monotonic() > self._deadline:
+            if time.monotonic() > (self._last_try if self._error else self._deadline):
                 break
         self._keeper.close()
         if self._manifest is not None:
@@ -113,7 +117,7 @@ class Publisher:
         else:
             self._queue.put(False)  # for the next time, if not everything can be published now
             if self._error:
-                time.sleep(TICK / 10)
+                time.sleep(PATIENCE / 10)
             return False
         return True
 

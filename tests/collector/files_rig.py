@@ -45,7 +45,7 @@ class Rig:
         self, folder: Path, expression: str = "", snaplen: int = 9999, **files: Any
     ) -> None:
         self.folder = folder
-        self.now = START
+        self.now = files.pop("now", START)
         self.sent = 0
         self.sink = RotatingSink(
             SinkOptions(f"{folder}/", expression, snaplen),
