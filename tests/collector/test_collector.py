@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ import lab
 from collector import collector as module
 from collector.cli_sinks import openers
 from collector.collector import Collector, ListenOptions
+from collector.ledger import SinkLedger
 from collector.listener import parse_wanted
+from collector.sinks.tap import TapSink
 from tunnelbridge import console
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.linux.slab import SlabPool
@@ -204,8 +207,8 @@ def test_frames_have_the_time_their_source_tells(ns: str, tmp_path: Path) -> Non
 
     run(collector)
 
-    ((time, packet, _),) = pcap_files.parse(path.read_bytes())
-    assert (time, packet) == (stamped, inner(0))
+    ((seen, packet, _),) = pcap_files.parse(path.read_bytes())
+    assert (seen, packet) == (stamped, inner(0))
     (stream,) = collector.streams.ledgers()
     assert stream.first_seen == stream.last_seen > stamped  # streams are seen when they arrive
 
@@ -231,6 +234,33 @@ def test_datagrams_that_cannot_be_put_together_are_told_beside(ns: str) -> None:
     assert collector.ledger.reassembly_failed > 0
     assert collector.as_dict()["reassembly_failed"] == collector.ledger.reassembly_failed
     assert collector.ledger.balances()
+
+
+def test_sinks_are_told_the_time(ns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TICK", 0.01)
+    ticks: list[int] = []
+
+    class Clock(TapSink):
+        def __init__(self) -> None:
+            self.ledger = SinkLedger("clock")
+
+        def tick(self, now: int) -> None:
+            ticks.append(now)
+
+        def close(self) -> None:
+            pass
+
+    collector = start(ns, sinks=[lambda _: Clock()])
+    began = time.time_ns()
+
+    async def steer() -> None:
+        await until(lambda: len(ticks) > 2)
+        stop()
+
+    run(collector, steer)
+
+    seen = [began, *ticks, time.time_ns()]
+    assert seen == sorted(seen)
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

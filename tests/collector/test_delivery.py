@@ -70,10 +70,14 @@ def test_a_copy_holds_the_same_octets(places: list, spare: int) -> None:
     assert octets(copy.cut(33)) == [each[:33] for each in before]
 
 
-@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 128])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 127, 128, 129])
 def test_memory_of_any_size_is_copied(size: int) -> None:
     memory = bytes(range(size))
-    assert octets(delivery(slices(memory, [0, 0], [size, 0])).copied()) == [memory, b""]
+    lengths = [size, 0, min(size, 65)]
+    copy = delivery(slices(memory, [0, 0, 0], lengths)).copied()
+    assert octets(copy) == [memory[:length] for length in lengths]
+    copy = delivery(slices(memory, [0], lengths[2:])).copied()
+    assert octets(copy) == [memory[:65]]
 
 
 def test_a_copy_is_independent_of_the_slab_and_small() -> None:

@@ -165,11 +165,11 @@ def test_numbers_of_streams_never_change_and_times_are_those_of_arrival() -> Non
     table = StreamTable()
 
     assert take(table, [9, 9, 3], [1, 2, UNKNOWN], start=1000)[0] == [0, 0, 1]
-    assert take(table, [3, 5, 9], [UNKNOWN] * 3, start=2000)[0] == [1, 2, 0]
+    assert take(table, [3, 5, 9, 9], [UNKNOWN] * 4, start=2000)[0] == [1, 2, 0, 0]
     assert take(table, [], [])[0] == []
 
     seen = [(each.first_seen, each.last_seen) for each in table.ledgers()]
-    assert seen == [(1000, 2002), (1002, 2000), (2001, 2001)]
+    assert seen == [(1000, 2003), (1002, 2000), (2001, 2001)]
 
 
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

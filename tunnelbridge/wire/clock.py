@@ -28,8 +28,7 @@ def unwrap(clock: Column, period: Column, arrival: Column) -> Column:
         arrival: nanoseconds since the epoch.
 
     """
-    known = clock != UNKNOWN
-    period = np.where(known, period, 1)
+    period = np.where(clock == UNKNOWN, 1, period)  # then every time may be meant, the arrival too
     before = (arrival - clock) % period
     time: Column = arrival - before + np.where(before > period // 2, period, 0)
-    return np.where(known, time, arrival)
+    return time
