@@ -236,6 +236,35 @@ def test_datagrams_that_cannot_be_put_together_are_told_beside(ns: str) -> None:
     assert collector.ledger.balances()
 
 
+def test_a_reader_that_stalls_costs_the_other_sinks_nothing(ns: str, tmp_path: Path) -> None:
+    """A FIFO that nobody reads, with a small queue, beside a file and a tap."""
+    stalled, path = tmp_path / "fifo", tmp_path / "x.pcap"
+    os.mkfifo(stalled)
+    reader = os.open(stalled, os.O_RDONLY | os.O_NONBLOCK)
+    collector = start(ns, sinks=openers([f"{stalled}?queue=100kB", str(path)], ["tap-stall"], None))
+    count, at_once = 3000, 100
+
+    async def steer() -> None:
+        for first in range(0, count, at_once):
+            send(ns, *map(datagram, range(first, first + at_once)))
+            await until(lambda n=first + at_once: collector.ledger.received == n)
+        stop()
+
+    try:
+        run(collector, steer)
+    finally:
+        os.close(reader)
+
+    tap, fifo, file = collector.ledger.sinks
+    assert collector.ledger.balances()
+    assert collector.ledger.socket_dropped == 0
+    assert (tap.delivered, file.delivered) == (count, count)
+    assert fifo.dropped["queue-full"] > 0
+    frames = [octets for _, octets, _ in pcap_files.parse(path.read_bytes())]
+    assert frames == [inner(number) for number in range(count)]
+    assert collector._pool.free == 6
+
+
 def test_sinks_are_told_the_time(ns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TICK", 0.01)
     ticks: list[int] = []
