@@ -44,5 +44,7 @@ def groups(keys: npt.NDArray[np.void]) -> Iterator[tuple[np.void, slice | Column
     _, inverse = np.unique(mixed, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     bounds = np.flatnonzero(np.diff(inverse[order])) + 1
-    for places in sorted(np.split(order, bounds), key=lambda places: int(places[0])):
+    begin, end = np.append(0, bounds), np.append(bounds, len(keys))
+    for group in np.argsort(order[begin]).tolist():
+        places = order[begin[group] : end[group]]
         yield keys[places[0]], places

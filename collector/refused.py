@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -15,13 +16,15 @@ from tunnelbridge.wire.layer import Codes, Kind
 from tunnelbridge.wire.reasons import Reason
 
 MOST: Final = 1024
+AT_ONCE: Final = 64
+"""Senders looked at per call: a flood of forged sources must not cost more than what is wanted."""
 
 
 class RefusedSenders:
     """The latest (outer source, encapsulation, reason), at most :data:`MOST` of them.
 
-    When there is no room the one that was not seen for longest is forgotten; ``forgotten`` counts
-    its packets, so that the sum stays exact.
+    When there is no room the one that was not seen for longest is forgotten. ``forgotten`` counts
+    the packets of all who are not in the table, so that the sum stays exact.
     """
 
     def __init__(self) -> None:
@@ -39,13 +42,16 @@ class RefusedSenders:
 
         ``encapsulation`` is NONE where it is not known; ``timestamp`` is the arrival.
         """
-        for key, places in groups(keys(source, encapsulation, reason)):
+        left = len(source)
+        for key, places in islice(groups(keys(source, encapsulation, reason)), AT_ONCE):
             seen = timestamp[places]
+            left -= len(seen)
             name = key.tobytes()
             sender = self._senders.pop(name, None) or _sender(key, int(seen[0]))
             sender.packets += len(seen)
             sender.last_seen = int(seen[-1])
             self._senders[name] = sender  # now the latest
+        self.forgotten += left
         while len(self._senders) > MOST:
             oldest = next(iter(self._senders))
             self.forgotten += self._senders.pop(oldest).packets

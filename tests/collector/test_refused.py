@@ -81,9 +81,22 @@ def test_the_oldest_are_forgotten_and_the_sum_stays(batch: list) -> None:
 def test_a_flood_of_forged_sources_stays_bounded() -> None:
     table = RefusedSenders()
     rng = np.random.default_rng(1)
-    for now in range(4):
+    batches = 2 * refused.MOST // refused.AT_ONCE
+    for now in range(batches):
         source = rng.integers(0, 256, (1024, 16), dtype=np.uint8)
         reason = np.full(1024, Reason.NOT_ALLOWED, np.uint8)
         table.take(source, np.zeros(1024, np.uint8), reason, np.full(1024, now))
-    assert len(table.ledgers()) == refused.MOST
-    assert sum(each.packets for each in table.ledgers()) + table.forgotten == 4096
+        assert len(table.ledgers()) == min(refused.MOST, (now + 1) * refused.AT_ONCE)
+    total = sum(each.packets for each in table.ledgers()) + table.forgotten
+    assert total == batches * 1024
+
+
+@pytest.mark.parametrize("senders", [1, refused.AT_ONCE, refused.AT_ONCE + 1])
+def test_the_first_senders_of_a_batch_are_looked_at(senders: int) -> None:
+    table = RefusedSenders()
+    batch = [(1 + number % senders, Kind.GRE, Reason.NOT_ALLOWED) for number in range(200)]
+    take(table, batch, 5)
+    listed = min(senders, refused.AT_ONCE)
+    assert [row[0] for row in told(table)] == [f"0.0.0.{1 + number}" for number in range(listed)]
+    assert sum(row[3] for row in told(table)) + table.forgotten == 200
+    assert (table.forgotten > 0) == (senders > refused.AT_ONCE)
