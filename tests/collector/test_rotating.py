@@ -298,3 +298,35 @@ def test_names_and_limits_are_checked_before_anything_is_opened(tmp_path: Path) 
     with pytest.raises(UsageError, match="--name"):
         Rig(tmp_path, template="{time}/{sequence}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_somebody_takes_meanwhile_is_left_to_them(tmp_path: Path) -> None:
+    with rig(tmp_path, template="a{sequence}", compression=parse_compression("gzip")) as made:
+        made.put(1)
+        (tmp_path / "a000001.pcapng.gz").write_bytes(b"somebody else's")
+    assert (tmp_path / "a000001.pcapng.gz").read_bytes() == b"somebody else's"
+    lab.need("capinfos")
+    assert capinfos(tmp_path / "a000001-2.pcapng.gz") == [1]
+
+
+def test_files_are_on_the_disk_before_they_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noting_fsync(fd: int) -> None:
+        steps.append("sync " + Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        fsync(fd)
+
+    def noting_rename(old: str, new: str, **folders: int) -> None:
+        steps.append(f"rename {new}")
+        rename(old, new, **folders)
+
+    with rig(tmp_path, template="a{sequence}") as made:
+        made.put(1)
+        monkeypatch.setattr(os, "fsync", noting_fsync)
+        monkeypatch.setattr(os, "rename", noting_rename)
+    assert steps == [
+        "sync a000001.pcapng.part", "rename a000001.pcapng", f"sync {tmp_path.name}"
+    ]  # fmt: skip
