@@ -363,3 +363,14 @@ def test_closing_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monk
     assert all_numbers(tmp_path) == [0, 1, 2, 3, 4]
     for fd in made.sink._folder._opened[:2]:
         os.close(fd)
+
+
+def test_half_compressed_files_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+    own = tmp_path / ".collector"
+    own.mkdir()
+    for name in ("a.pcapng.gz.tmp", "notes", "lock"):
+        (own / name).write_bytes(b"x")
+    with rig(tmp_path):
+        pass
+    assert {path.name for path in own.iterdir()} == {"notes", "lock", "published.jsonl"}
+    assert files_in(tmp_path) == []

@@ -316,7 +316,7 @@ def test_files_are_on_the_disk_before_they_are_shown(
     fsync, rename = os.fsync, os.rename
 
     def noting_fsync(fd: int) -> None:
-        steps.append("sync " + Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        steps.append("sync " + Path(f"/proc/self/fd/{fd}").readlink().name)
         fsync(fd)
 
     def noting_rename(old: str, new: str, **folders: int) -> None:
