@@ -250,6 +250,8 @@ def test_install_and_uninstall(collector: Run, tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o755
     elsewhere = tmp_path / "collector"  # a folder that must not be taken for the package
     elsewhere.mkdir()
+    for name in ("__init__.py", "extcap.py"):
+        (elsewhere / name).write_text("raise SystemExit(9)\n")
     done = subprocess.run(
         [path, "--extcap-interfaces"], cwd=tmp_path, capture_output=True, text=True, check=True
     )

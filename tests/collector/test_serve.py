@@ -265,6 +265,7 @@ def test_a_slow_reader_loses_whole_frames_and_only_what_its_queue_has_no_room_fo
     got = parse(drain(theirs, reader))
 
     assert len(got) == 6 * count - lost == reader.ledger.sent
+    assert reader._octets == 0  # there is room again
     assert reader.ledger.octets == 1000 * len(got)
     numbers = [int.from_bytes(octets[15:19]) for _, octets, _ in got]
     assert numbers == sorted(set(numbers))
@@ -449,6 +450,28 @@ async def test_closing_gives_a_slow_reader_a_moment_and_no_more(
     assert set(sink.ledger.dropped) == {"ended"}
     assert sink.ledger.total() == 12_000
     client.close()
+
+
+async def test_a_reader_that_reads_gets_all_that_waits_at_the_end(opened: list[ServeSink]) -> None:
+    sink = start(opened)
+    client = socket.create_connection(("127.0.0.1", sink.port))
+    await until(lambda: sink._readers)
+    for number in range(12):
+        sink.put(numbered(1000, 1000, 1000 * number))
+    assert sink.ledger.queued
+    octets = bytearray()
+
+    def read() -> None:
+        while chunk := client.recv(1 << 20):
+            octets.extend(chunk)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    sink.close()
+    thread.join()
+    client.close()
+    assert [each for _, each, _ in parse(bytes(octets))] == frames(12_000, 1000)
+    assert (sink.ledger.delivered, sink.ledger.dropped) == (12_000, {})
 
 
 def test_the_ledger_forgets_who_left_long_ago() -> None:

@@ -153,7 +153,7 @@ def test_each_stream_has_its_tap_in_order_of_appearance(ns: str) -> None:
         sink.put(delivery(from_packets([]), stream=[]))
         sink.put(delivery(from_packets(frames[2:4]), stream=[4, 9]))  # creates mon1 for 4
         second = opening.enter_context(lab.in_namespace(ns, packet_socket, "mon1"))
-        sink.put(delivery(from_packets(frames[4:8]), stream=[4, 9, 0, 2]))
+        sink.put(delivery(from_packets(frames[4:8]), stream=[4, 9, 2, 0]))
         assert drain(first) == [*frames[:2], frames[3], frames[5]]
         assert drain(second) == [frames[4]]
     assert sink.ledger.delivered == 7
@@ -163,8 +163,8 @@ def test_each_stream_has_its_tap_in_order_of_appearance(ns: str) -> None:
     assert told == [
         ("stream on a tap", "mon0", "stream 9"),
         ("stream on a tap", "mon1", "stream 4"),
-        ("stream on a tap", "mon2", "stream 0"),
-        ("no taps left: streams from here on are dropped", None, "stream 2"),
+        ("stream on a tap", "mon2", "stream 2"),
+        ("no taps left: streams from here on are dropped", None, "stream 0"),
     ]
     sink.close()
     assert "mon" not in lab.run("ip", "-n", ns, "-o", "link")
