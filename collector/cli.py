@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from collector import cli_files, cli_live
+from collector import cli_files, cli_live, cli_show
 from tunnelbridge.command_line import Count, Duration, Stats, Verbose, run
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ Levels = Annotated[
 
 cli_files.register(app)
 cli_live.register(app)
+cli_show.register(app)
 
 
 @app.command()
@@ -113,6 +114,11 @@ def listen(
     serve_filter: cli_live.ServeFilter = None,
     levels: Levels = 4,
     time: Time = "arrival",
+    dedup: cli_show.Dedup = None,
+    reorder: cli_show.Reorder = None,
+    health: cli_show.Health = True,
+    control: cli_show.ListenControl = None,
+    metrics: cli_show.Metrics = None,
     heartbeat: Annotated[
         str | None,
         typer.Option(
@@ -144,6 +150,7 @@ def listen(
     wanted = parse_wanted(gre, vxlan or (), geneve or (), udp or (), ip or ())
     files = cli_files.FileWishes(file_format, rotate, keep, compress, per_stream, name, manifest)
     live = cli_live.live_openers(serve or (), serve_filter, tap_per_stream or (), inject or ())
+    refine = cli_show.refinement_wishes(health, dedup, reorder, forward_raw or ())
     forwarding = forward_openers(forward or (), forward_by, forward_raw or ())
     collect(
         ListenOptions(
@@ -157,6 +164,9 @@ def listen(
             duration=duration,
             stats=stats,
             heartbeat=heartbeat,
+            refine=refine,
+            control=control or True,
+            metrics=metrics,
             quiet=quiet,
         )
     )

@@ -7,18 +7,23 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 import uvloop
 
 from collector.allow import AllowList
+from collector.delivery import Delivery
 from collector.heartbeat import Heartbeat
 from collector.intake import Intake
 from collector.ledger import CollectorLedger
 from collector.listener import Listener, Listeners, Wanted
+from collector.operation import Operation
+from collector.refinement import Refinement, Wishes
 from collector.sinks import Serving, Sink
+from collector.status import Status
 from collector.streams import StreamTable
 from tunnelbridge import console
 from tunnelbridge.errors import UserError
@@ -31,6 +36,7 @@ from tunnelbridge.wire.walk import LEVELS
 TICK: Final = 1.0
 DRAIN: Final = 0.5
 """Seconds that emptying the sockets may take at the end."""
+SHORTEST_LOOK: Final = 0.001
 SLABS_AT_ONCE: Final = 4
 """Slabs per wake-up, so that signals and other sockets are never kept waiting."""
 
@@ -51,6 +57,10 @@ class ListenOptions:
     duration: float | None = None
     stats: str | None = None
     heartbeat: str | None = None
+    refine: Wishes = field(default_factory=Wishes)
+    control: Path | bool | None = None
+    """Where the control socket is; True for the default place, if it can be had."""
+    metrics: str | None = None
     quiet: bool = False
     """Leave out the closing ledger."""
 
@@ -86,9 +96,18 @@ class Collector:
             options.source_time,
             options.count,
         )
+        self.refinement = Refinement(options.refine, self.ledger)
+        self.status = Status(
+            self.ledger,
+            self.streams.ledgers,
+            self.intake.refused.ledgers,
+            self.as_dict,
+            self.refinement.health,
+        )
         self.sinks: list[Sink] = []
         self.heartbeat: Heartbeat | None = None
         try:
+            self._operation = Operation(self.status, self.as_dict, options.control, options.metrics)
             if options.heartbeat is not None:
                 self.heartbeat = Heartbeat(options.heartbeat, allow)
             for opener in options.sinks:
@@ -120,11 +139,16 @@ class Collector:
             self._log.warning("frames are only counted: deliver them with --pcap or --tap")
         self._log.info("listening", on=[listener.name for listener in self.listeners.open])
         loop.call_later(TICK, self._tick, loop)
+        if self.refinement.window is not None:
+            self._hand_out_due(loop)
         try:
+            await self._operation.start()
             await self._stop.wait()
             if self._bug is None:
                 self._drain(loop)
+                self._hand_out(self.refinement.flush())
         finally:
+            await self._operation.close()
             self._count_drops()
             self._close()
             self._line.clear()
@@ -181,15 +205,28 @@ class Collector:
         delivery = self.intake.take(datagrams, listener)
         if delivery is None:
             return
-        for sink in self.sinks:
-            sink.put(delivery)
+        self._hand_out(self.refinement.take(delivery, time.time_ns()))
         if self._is_done:
             self._end("count")
+
+    def _hand_out(self, delivery: Delivery | None) -> None:
+        if delivery is not None:
+            for sink in self.sinks:
+                sink.put(delivery)
+
+    def _hand_out_due(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand out what waited for its turn, again and again."""
+        if self.refinement.window is not None and not self._stop.is_set():
+            loop.call_later(
+                max(self.refinement.window / 2, SHORTEST_LOOK), self._hand_out_due, loop
+            )
+            self._hand_out(self.refinement.due(time.time_ns()))
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_later(TICK, self._tick, loop)
         self._count_drops()
         now = time.time_ns()
+        self.status.tick(now)
         for sink in self.sinks:
             sink.tick(now)
         if self._line.active:
@@ -229,9 +266,12 @@ class Collector:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger as ``--stats`` writes it."""
-        return self.ledger.as_dict(
+        ledger = self.ledger.as_dict(
             "collector listen", self.streams.ledgers(), self.intake.refused.ledgers()
         )
+        if self.refinement.health is not None:
+            ledger["health"] = self.refinement.health.as_dict()
+        return ledger
 
     def report(self) -> None:
         """Write the closing ledger: to ``--stats``, and in short to standard error."""

@@ -1,8 +1,8 @@
 """The collector's counters: every datagram and every frame ends in exactly one bucket.
 
 received = rejected + decapsulated, and per sink decapsulated = deduplicated + waiting + delivered +
-queued + dropped + filtered. What a socket's buffer could not take, and what the kernel could not put together from its
-fragments, never reached us and is told beside.
+queued + dropped + filtered. What a socket's buffer could not take, and what the kernel could not put
+together from its fragments, never reached us and is told beside.
 """
 
 from __future__ import annotations

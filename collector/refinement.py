@@ -1,5 +1,6 @@
-"""What happens to frames between decapsulation and the sinks: a look at their health, duplicates
-taken out, streams put in the order of time. Each of it only if it is wanted.
+"""Between decapsulation and the sinks: health looked at, duplicates out, streams in order of time.
+
+Each of it only if it is wanted.
 """
 
 from __future__ import annotations

@@ -41,11 +41,17 @@ def write_json(result: Any) -> None:
 
 def write(what: str, result: Any, console: Console | None = None) -> None:
     """Write ``result``, an answer to ``show what``, to standard output or another console."""
+    write_parts(RENDERERS[what](result), f"no {what}", console)
+
+
+def write_parts(
+    parts: Sequence[Text | Table], nothing: str, console: Console | None = None
+) -> None:
+    """Write tables and lines to standard output or another console; ``nothing`` if there are none."""
     console = console or Console(markup=False, highlight=False, emoji=False)
     width = console.width
-    parts = RENDERERS[what](result)
     if not parts:
-        console.print(f"no {what}")
+        console.print(nothing)
     for number, part in enumerate(parts):
         if number and not isinstance(parts[number - 1], Text):
             console.print()
@@ -78,26 +84,27 @@ def _natural_width(column: Column) -> int:
 
 
 def _sessions(entries: Sequence[Entry]) -> list[Table]:
-    meant = _table("#priority", "session", "sources", "target")
-    counted = _table("session", "interfaces", "#matched", "#octets")
+    meant = table_of("#priority", "session", "sources", "target")
+    counted = table_of("session", "interfaces", "#matched", "#octets", "#no member")
     for entry in entries:
         state = "enabled" if entry["enabled"] else "disabled"
         target = [entry["target"], f"filter {entry['filter']}" if entry["filter"] else "everything"]
-        if entry["identifier"] is not None:
+        if entry["identifier"] not in (None, ""):
             target.append(f"identifier {entry['identifier']}")
         if entry["packet_length"] is not None:
             target.append(f"first {entry['packet_length']} octets")
         meant.add_row(
             str(entry["priority"]),
-            _lines(entry["name"], f"{entry['kind']}, {state}", _labels(entry), style=state),
-            _lines(*entry["sources"]),
-            _lines(*target),
+            lines(entry["name"], f"{entry['kind']}, {state}", _labels(entry), style=state),
+            lines(*entry["sources"]),
+            lines(*target),
         )
         counted.add_row(
-            _lines(entry["name"]),
-            _lines(*entry["attached"]),
+            lines(entry["name"]),
+            lines(*entry["attached"]),
             str(entry["matched"]),
             str(entry["octets"]),
+            str(entry["no_member"]),
         )
     return [meant, counted] if entries else []
 
@@ -106,51 +113,51 @@ def _pools(entries: Sequence[Entry]) -> list[Text | Table]:
     parts: list[Text | Table] = []
     for pool in entries:
         about = f"pool {pool['name']}: {pool['distribution']}, rewrite {pool['rewrite']}"
-        meant = _table("member", "=state", "#weight", "=MAC address", "tunnels", "labels")
-        counted = _table("member", *(f"#{name}" for name in COUNTERS.values()))
+        meant = table_of("member", "=state", "#weight", "=MAC address", "tunnels", "labels")
+        counted = table_of("member", *(f"#{name}" for name in COUNTERS.values()))
         for member in pool["members"]:
             meant.add_row(
-                _lines(member["ip"]),
-                _lines(member["state"], style=member["state"]),
+                lines(member["ip"]),
+                lines(member["state"], style=member["state"]),
                 str(member["weight"]),
-                _lines(member["mac"]),
-                _lines(*member["tunnels"]),
-                _lines(_labels(member)),
+                lines(member["mac"]),
+                lines(*member["tunnels"]),
+                lines(_labels(member)),
             )
-            counted.add_row(_lines(member["ip"]), *(str(member[name]) for name in COUNTERS))
+            counted.add_row(lines(member["ip"]), *(str(member[name]) for name in COUNTERS))
         tables = [meant, counted] if pool["members"] else []
         parts += [Text(about if tables else f"{about}, no members", "bold"), *tables]
     return parts
 
 
 def _arp(entries: Sequence[Entry]) -> list[Table]:
-    table = _table("member", "=MAC address", "pools")
+    table = table_of("member", "=MAC address", "pools")
     for entry in entries:
-        table.add_row(_lines(entry["ip"]), _lines(entry["mac"]), _lines(*entry["used_by"]))
+        table.add_row(lines(entry["ip"]), lines(entry["mac"]), lines(*entry["used_by"]))
     return [table] if entries else []
 
 
 def _fdb(entries: Sequence[Entry]) -> list[Table]:
-    table = _table("=MAC address", "tunnels")
+    table = table_of("=MAC address", "tunnels")
     for entry in entries:
-        table.add_row(_lines(entry["mac"]), _lines(*entry["tunnels"]))
+        table.add_row(lines(entry["mac"]), lines(*entry["tunnels"]))
     return [table] if entries else []
 
 
 def _tunnels(entries: Sequence[Entry]) -> list[Table]:
-    meant = _table("tunnel", "remote", "#identifier", "#path MTU", "#overhead", "#sequence")
-    counted = _table("tunnel", "#clones", "#sent", "#octets", "beside")
+    meant = table_of("tunnel", "remote", "#identifier", "#path MTU", "#overhead", "#sequence")
+    counted = table_of("tunnel", "#clones", "#sent", "#octets", "beside")
     for entry in entries:
         numbers = ("identifier", "path_mtu", "overhead", "sequence")
         meant.add_row(
-            _lines(entry["name"]),
-            _lines(entry["encapsulation"], entry["remote"]),
+            lines(entry["name"]),
+            lines(entry["encapsulation"], entry["remote"]),
             *("-" if entry[name] is None else str(entry[name]) for name in numbers),
         )
         counted.add_row(
-            _lines(entry["name"]),
+            lines(entry["name"]),
             *(str(entry[name]) for name in ("clones", "sent", "octets")),
-            _lines(*_beside(entry)),
+            lines(*_beside(entry)),
         )
     return [meant, counted] if entries else []
 
@@ -167,20 +174,20 @@ def _stats(result: Entry) -> list[Text | Table]:
     """Counters of everything, of sources, and of members by session, as NSX names them."""
     parts: list[Text | Table] = [
         Text(f"counted since {result['since']} (epoch {result['stats_epoch']})", "bold"),
-        _fields(result["ledger"].items()),
+        fields(result["ledger"].items()),
     ]
     if result["sources"]:
         columns = ("received", "kernel_dropped", "octets")
-        table = _table("source", "=state", *(f"#{name.replace('_', ' ')}" for name in columns))
+        table = table_of("source", "=state", *(f"#{name.replace('_', ' ')}" for name in columns))
         for source in result["sources"]:
             table.add_row(
-                _lines(source["name"]),
-                _lines(source["state"]),
+                lines(source["name"]),
+                lines(source["state"]),
                 *(str(source[name]) for name in columns),
             )
         parts.append(table)
     for session in result["traffic_clone_stats"]:
-        parts += [Text(f"session {session['session']}", "bold"), _fields(_nsx(session))]
+        parts += [Text(f"session {session['session']}", "bold"), fields(_nsx(session))]
     return parts
 
 
@@ -204,7 +211,7 @@ RENDERERS: Final[Mapping[str, Callable[[Any], Sequence[Text | Table]]]] = {
 }
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     """Return an empty table; # begins the heading of a column of numbers, = of words never folded."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
@@ -218,7 +225,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _fields(pairs: Iterable[tuple[str, Any]]) -> Table:
+def fields(pairs: Iterable[tuple[str, Any]]) -> Table:
     """Return a table of names and values; lists are left out, they have tables of their own."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -231,7 +238,7 @@ def _fields(pairs: Iterable[tuple[str, Any]]) -> Table:
     return table
 
 
-def _lines(*texts: str | None, style: str = "") -> Text:
+def lines(*texts: str | None, style: str = "") -> Text:
     """Return the lines of a cell; what is empty is left out, and the first carries the style."""
     first, *others = [text for text in texts if text] or ["-"]
     return Text("\n").join([Text(first, STYLES.get(style, "")), *map(Text, others)])

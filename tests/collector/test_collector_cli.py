@@ -15,6 +15,7 @@ from collector import cli
 from collector import collector as module
 from collector.collector import ListenOptions
 from collector.listener import Wanted
+from collector.refinement import Wishes
 from collector.sinks.formats import Pcap
 from collector.sinks.options import SinkOptions
 from collector.sinks.tap import TapSink
@@ -101,7 +102,9 @@ def test_every_option_reaches_listen(collector: Run, asked: list[ListenOptions])
         "listen", "--bind", "::1", "--gre", "--vxlan", "1", "--vxlan", "2", "--geneve", "3",
         "--udp", "tzsp:4", "--ip", "ipip", "--allow", "10.0.0.0/8", "--pcap", "x?snaplen=96&filter=tcp",
         "--tap", "t", "--tap", "n:u", "--time", "source", "--levels", "2",
-        "--count", "5", "--duration", "1.5", "--stats", "s",
+        "--count", "5", "--duration", "1.5",
+        "--no-health", "--dedup", "5", "--reorder", "500us", "--control", "c.sock",
+        "--metrics", "9100", "--stats", "s",
     )  # fmt: skip
 
     assert (code, err) == (0, "")
@@ -123,6 +126,9 @@ def test_every_option_reaches_listen(collector: Run, asked: list[ListenOptions])
             count=5,
             duration=1.5,
             stats="s",
+            refine=Wishes(health=False, dedup=5_000_000, reorder=500_000),
+            control=Path("c.sock"),
+            metrics="9100",
         )
     ]
 
@@ -131,7 +137,10 @@ def test_what_is_meant_without_options(collector: Run, asked: list[ListenOptions
     collector("listen")
     collector("listen", "--no-gre")
 
-    assert asked == [ListenOptions(Wanted()), ListenOptions(Wanted(gre=False))]
+    assert asked == [
+        ListenOptions(Wanted(), control=True),
+        ListenOptions(Wanted(gre=False), control=True),
+    ]
 
 
 def test_a_users_mistake(collector: Run, monkeypatch: pytest.MonkeyPatch) -> None:

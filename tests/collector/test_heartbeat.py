@@ -292,7 +292,7 @@ def test_the_option_reaches_listen(
     collector = runner_of(cli.main, "collector")
     assert collector("listen", "--heartbeat", "[::1]:8998")[0] == 0
     assert collector("listen")[0] == 0
-    assert asked == [ListenOptions(Wanted(), heartbeat="[::1]:8998"), ListenOptions(Wanted())]
+    assert [each.heartbeat for each in asked] == ["[::1]:8998", None]
 
 
 @needs_root
