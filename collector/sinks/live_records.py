@@ -61,9 +61,8 @@ class Encoder:
         place = np.zeros(len(delivery), np.int64)
         if isinstance(self._format, Pcapng):
             found, which = np.unique(delivery.stream, return_inverse=True)
-            place = np.array([self._interface(stream) for stream in found.tolist()], np.int64)[
-                which
-            ]
+            interfaces = [self._interface(stream) for stream in found.tolist()]
+            place = np.array(interfaces, np.int64)[which]
         records = self._format.records(delivery, place)
         return _join(records, delivery.frames.total_length)
 
