@@ -68,5 +68,5 @@ def test_the_same_port_twice() -> None:
     openers: list[Callable[..., Any]] = [*live_openers(["127.0.0.1:0"], None, (), ())]
     with closing(openers[0](COLLECTOR)) as first:
         again = live_openers([f"127.0.0.1:{first.port}"], None, (), ())
-        with pytest.raises(UserError, match="cannot serve on .*: Address already in use"):
+        with pytest.raises(UserError, match=r"cannot serve on .*: Address already in use"):
             again[0](COLLECTOR)
