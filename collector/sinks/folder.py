@@ -114,9 +114,17 @@ class Folder:
             return False
         return True
 
-    def create(self, name: str) -> int:
-        """Open a new file ``NAME.part``; raises FileExistsError where there is one."""
-        return self.open_own(name + PART, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    def create(self, name: str) -> int | None:
+        """Open a new file ``NAME.part``; None where the name is taken, here or in our own folder."""
+        try:
+            fd = self.open_own(name + PART, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            return None
+        if self.is_taken(name):  # asked last, because files move from there to here
+            os.close(fd)
+            self.delete(name + PART)
+            return None
+        return fd
 
     def rename(self, old: str, new: str, publish: bool = False) -> None:
         """Rename a file of our own folder; ``publish`` moves it out into the folder itself."""

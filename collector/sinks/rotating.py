@@ -207,14 +207,10 @@ class RotatingSink(QueuedSink):
         suffix = self._files.form.suffix
         stem = self._naming.name(came, self._folder.next_sequence(), stream)
         name, number = stem + suffix, 1
-        while True:
-            if not self._folder.is_taken(name):
-                try:
-                    return name, self._folder.create(name)
-                except FileExistsError:
-                    pass
+        while (fd := self._folder.create(name)) is None:
             number += 1
             name = f"{stem}-{number}{suffix}"
+        return name, fd
 
     def _end(self, series: int) -> None:
         """End a file and have it published."""
