@@ -234,3 +234,20 @@ def test_the_schema_has_the_words_of_the_whole_example() -> None:
     text = json.dumps(schema())
     words = set(re.findall(r"(\w+) = ", WHOLE)) - {"dc2", "role", "note", "decrypted", "b"}
     assert [word for word in words if f'"{word}"' not in text] == []
+
+
+def test_a_health_check_of_an_address_that_may_be_nobodys() -> None:
+    text = """
+[arp]
+"10.10.10.10" = "02:00:0a:0a:0a:0a"
+[fdb]
+"02:00:0a:0a:0a:0a" = "gre://h"
+[pools.p]
+members = [{ ip = "10.10.10.10" }, { ip = "192.0.2.1", via = "gre://g" }]
+health = { check = "icmp" }
+[sessions.s]
+sources = ["e"]
+target = "p"
+"""
+    (line,) = loads(text).warnings()
+    assert "10.10.10.10 is reached by its MAC address, but asked by its IP address" in line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 import lab
 from tunnelbridge.control_client import ask
+from tunnelbridge.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -51,8 +53,6 @@ def show(folder: Path, what: str) -> Any:
 
 
 def inject(ns: str, interface: str, frames: list[bytes]) -> None:
-    import socket
-
     def work() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
             sock.bind((interface, 0))
@@ -137,8 +137,6 @@ members = ["10.10.10.10"]
         assert "listening" in capture.stderr.readline()
 
         def neighbour() -> bool:
-            import socket
-
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.sendto(b"hello member", ("10.10.10.10", 9))
             return MAC in lab.run("ip", "-n", lan, "neigh", "show", "10.10.10.10")
@@ -152,6 +150,50 @@ members = ["10.10.10.10"]
     octets = (tmp_path / "x.pcap").read_bytes()
     assert bytes.fromhex(MAC.replace(":", "")) in octets
     assert b"hello member" in octets
+
+
+def test_a_refused_reload_leaves_the_stand_in_as_it_was(tmp_path: Path) -> None:
+    config = f"""
+[arp]
+"10.10.10.1" = "{MAC}"
+"10.10.10.10" = "{MAC}"
+"10.10.10.11" = "{MAC}"
+[fdb]
+"{MAC}" = "vxlan://127.0.0.9"
+[stand_in]
+interface = "{{}}"
+members = [{{}}]
+"""
+
+    def found(asker: str, lan: str, member: str) -> bool:
+        lab.run("ip", "-n", lan, "neigh", "flush", "dev", asker)
+
+        def ask_for_it() -> bool:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"x", (member, 9))
+            return MAC in lab.run("ip", "-n", lan, "neigh", "show", member)
+
+        return bool(lab.until(lambda: lab.in_namespace(lan, ask_for_it), 10, f"{member} be found"))
+
+    with (
+        lab.namespace() as ns,
+        lab.namespace() as lan,
+        lab.veth(ns, lan, None, "10.10.10.1/24") as (near, asker),
+        sending(ns, tmp_path, config.format(near, '"10.10.10.10"')),
+    ):
+        assert found(asker, lan, "10.10.10.10")
+        (tmp_path / "mirror.toml").write_text(config.format(near, '"10.10.10.10", "10.10.10.1"'))
+        with pytest.raises(UserError, match=r"10\.10\.10\.1 on .* is in use"):
+            ask(tmp_path / "s.sock", {"command": "reload"}, 20)
+        assert found(asker, lan, "10.10.10.10")
+        assert [each["name"] for each in show(tmp_path, "sessions")] == ["stand-in 10.10.10.10"]
+        with pytest.raises(UserError, match=r"follows \[stand_in\] in the file"):
+            ask(tmp_path / "s.sock", {"command": "disable", "session": "stand-in 10.10.10.10"})
+
+        (tmp_path / "mirror.toml").write_text(config.format(near, '"10.10.10.11"'))
+        ask(tmp_path / "s.sock", {"command": "reload"}, 20)
+        assert found(asker, lan, "10.10.10.11")
+        assert [each["name"] for each in show(tmp_path, "sessions")] == ["stand-in 10.10.10.11"]
 
 
 def test_an_address_that_somebody_has_is_not_taken(tmp_path: Path) -> None:

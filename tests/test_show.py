@@ -85,6 +85,7 @@ SESSION = {
     "packet_length": 96,
     "matched": 123456,
     "octets": 98765432,
+    "no_member": 0,
     "labels": {"decrypted": "true"},
 }
 POLICY = {

@@ -13,7 +13,7 @@ from tunnelbridge.clone.rules import Rule
 from tunnelbridge.config.tunnel import Ether, MtuPolicy
 from tunnelbridge.interfaces import check_named, patterns
 from tunnelbridge.linux.namespace import in_thread
-from tunnelbridge.linux.netlink import Link, Route, route
+from tunnelbridge.linux.netlink import Link, Route, link, route
 from tunnelbridge.linux.tpacket import open_socket
 from tunnelbridge.policy.plan import GroupPlan, MemberPlan, SessionPlan
 from tunnelbridge.policy.policy import Policy
@@ -36,8 +36,7 @@ def check(options: SendOptions) -> list[str]:
     console.check_writable(options.stats)
     wishes = options.wishes()
     lines, frame = _sources(options, wishes)
-    Policy(wishes.plan, options.mtu or wishes.mtu).close()  # opens what send would open
-    default = options.mtu or wishes.mtu
+    Policy(wishes.plan, wishes.mtu).close()  # opens what send would open
     for session in wishes.plan.sessions:
         cut = session.packet_length
         longest = frame if cut is None else min(frame, cut)
@@ -48,7 +47,7 @@ def check(options: SendOptions) -> list[str]:
                 if wishes.mirror is not None:
                     lines += ["", _describe_member(group, member)]
                 for target in member.targets:
-                    lines += describe_target(target, default, cut is not None, longest)
+                    lines += describe_target(target, wishes.mtu, cut is not None, longest)
     if wishes.mirror is not None:
         lines += [f"warning  {warning}" for warning in wishes.mirror.warnings()]
     return lines
@@ -127,7 +126,7 @@ def describe_target(target: Target, default: MtuPolicy, may_cut: bool, frame: in
         mac = target.mac.hex(":")
         lines.append(f"         static ARP: {target.member} is at {mac}; clones go to {mac}")
     if isinstance(target.spec, Ether):
-        return [*lines, f"         on layer 2 by {target.spec.remote}"]
+        return [*lines, *_on_layer_2(target.spec, policy, frame)]
     way = route(target.remote)
     lines.append(f"         {_route_in_words(target, way)}")
     overhead = target.ip_header + stack.overhead
@@ -139,6 +138,18 @@ def describe_target(target: Target, default: MtuPolicy, may_cut: bool, frame: in
     if stack.bare_ip:
         frame -= MAC_HEADER
     return [*lines, f"         {_fate(frame, overhead, way.mtu, policy)}"]
+
+
+def _on_layer_2(spec: Ether, policy: MtuPolicy, frame: int) -> list[str]:
+    tag = "" if spec.vlan is None else f", with a tag of VLAN {spec.vlan}"
+    longest = link(spec.remote).mtu + MAC_HEADER
+    fate = (
+        "fits" if frame <= longest else "is cut" if policy is MtuPolicy.TRUNCATE else "is dropped"
+    )
+    return [
+        f"         on layer 2 by {spec.remote}{tag}",
+        f"         a {frame}-octet frame {fate}: the interface takes {longest} octets",
+    ]
 
 
 def _route_in_words(target: Target, way: Route) -> str:

@@ -55,8 +55,9 @@ To = Annotated[
     typer.Option(
         metavar="TUNNEL",
         help="Where clones go: ENCAP://REMOTE[:PORT][?option=value&...], ENCAP one of gre, gre-ip,"
-        " erspan1, erspan2, erspan3, vxlan, geneve, tzsp, juniper; or a pool member's IP that --arp"
-        " and --fdb lead to a tunnel. Repeatable: every target gets every clone.",
+        " erspan1, erspan2, erspan3, vxlan, geneve, tzsp, juniper; ether://INTERFACE for layer 2; or a"
+        " pool member's IP that --arp and --fdb lead to a tunnel. Repeatable: every target gets every"
+        " clone.",
     ),
 ]
 Arp = Annotated[

@@ -16,7 +16,9 @@ RELOAD_TIMEOUT: Final = 30.0
 Control = Annotated[
     Path | None,
     typer.Option(
-        metavar="PATH", help="The control socket of the sender to ask; needed if several run."
+        metavar="PATH",
+        help="The control socket of the sender to ask; needed if several run.",
+        readable=False,  # asking tells more
     ),
 ]
 Session = Annotated[str, typer.Argument(metavar="SESSION", help="Its name in the configuration.")]

@@ -43,7 +43,7 @@ def run(application: typer.Typer, name: str) -> None:
 def _one_line(name: str, error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = name if context is None else context.command_path
-    message = error.format_message()
+    message = error.format_message().replace(": Value error, ", ": ")
     if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help itself
         return str(message)
     hint = f" (try: {path} --help)" if isinstance(error, _USAGE_ERROR) else ""

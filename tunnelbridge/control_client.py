@@ -98,7 +98,7 @@ def find(program: str, given: Path | None = None) -> Path:
     if given is not None:
         return given
     folders = list(dict.fromkeys([folder_of(program), RUN / program.split()[0]]))
-    paths = [path for folder in folders for path in sorted(folder.glob("*.sock"))]
+    paths = [path for folder in folders for path in _sockets(folder)]
     found = [path for path in paths if answers(path)]
     if not found:
         raise _nobody(program, f"in {' or '.join(map(str, folders))}")
@@ -106,6 +106,13 @@ def find(program: str, given: Path | None = None) -> Path:
         there = ", ".join(map(str, found))
         raise UserError(f"several are running: choose one with --control ({there})")
     return found[0]
+
+
+def _sockets(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob("*.sock"))
+    except PermissionError:  # somebody else's folder
+        return []
 
 
 def folder_of(program: str) -> Path:

@@ -7,7 +7,7 @@ nothing. So what is told is what would happen, not what a second implementation 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def explain(options: ExplainOptions) -> list[str]:
         lines += ["", f"{_kind(session)} {session.plan.name} (priority {session.plan.priority})"]
         lines.append(f"         {_reason(session, verdict, takers)}")
         if session in takers:
-            lines += _chain(session, wishes.mtu, frame)
+            lines += _chain(session, wishes.mtu, frame, wishes.mirror.fdb if wishes.mirror else ())
     if not takers:
         lines += ["", "result   not mirrored"]
     return lines
@@ -111,6 +111,8 @@ def _dry_tunnel(
 
 def _packet(options: ExplainOptions) -> Batch:
     """Return a batch of the one packet that is asked about."""
+    if options.file is not None and options.packet is not None:
+        raise UsageError("give a packet or a file (-r), one of them")
     if options.file is not None:
         batch = _from_file(options.file, options.number)
     elif options.packet is not None:
@@ -191,8 +193,11 @@ def _reason(session: Session, verdict: Verdict | None, takers: list[Session]) ->
     return f"{decided}: mirrored"
 
 
-def _chain(session: Session, mtu: MtuPolicy, frame: int) -> Iterator[str]:
-    """Describe what becomes of the clone: cut, pool, member, ARP, FDB, tunnel, route, MTU."""
+def _chain(session: Session, mtu: MtuPolicy, frame: int, tables: Container[str]) -> Iterator[str]:
+    """Describe what becomes of the clone: cut, pool, member, ARP, FDB, tunnel, route, MTU.
+
+    ``tables`` tells which MAC addresses have an FDB entry.
+    """
     cut = session.plan.packet_length
     if cut is not None:
         yield f"         the clone keeps {min(cut, frame)} of {frame} octets"
@@ -205,10 +210,12 @@ def _chain(session: Session, mtu: MtuPolicy, frame: int) -> Iterator[str]:
             if member.plan.address is not None:
                 yield f"         the clone's destination address becomes {member.plan.address}"
             for target in member.plan.targets:
-                if target.mac:
-                    yield f"ARP      {member.plan.ip} is at {target.mac.hex(':')}"
-                    tunnel = target.name.rpartition(" via ")[2]
-                    yield f"FDB      {target.mac.hex(':')} is behind {tunnel}"
+                mac, tunnel = target.mac.hex(":"), target.name.rpartition(" via ")[2]
+                if mac and mac in tables:
+                    yield f"ARP      {member.plan.ip} is at {mac}"
+                    yield f"FDB      {mac} is behind {tunnel}"
+                elif mac:
+                    yield f"MAC      clones are addressed to {mac}"
                 described = describe_target(target, mtu, cut is not None, frame)
                 yield from (line for line in described if line and "static ARP" not in line)
     if session.ledger.no_member:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.health import HealthMonitor
 from tunnelbridge.interfaces import Interfaces, check_named
 from tunnelbridge.linux.libpcap import compile_filter
-from tunnelbridge.policy.plan import HealthPlan, Plan, StandInPlan
+from tunnelbridge.policy.from_config import STAND_IN
+from tunnelbridge.policy.plan import Plan, StandInPlan
 from tunnelbridge.policy.policy import Policy
-from tunnelbridge.policy.wishes import Wishes, from_file
+from tunnelbridge.policy.wishes import Wishes
 from tunnelbridge.stand_in import StandIn
 from tunnelbridge.status import Status
 
@@ -34,22 +35,23 @@ class Operation:
     """What an operator does to a running sender.
 
     Args:
-        config: the file that ``reload`` reads again; None where the command line said it all.
-        control: where to answer; None: a default place with a file, nowhere without.
+        read: reads what ``reload`` is to follow; None where the command line said it all.
+        wishes: what is followed now.
+        control: the path on which to answer; None: nowhere.
 
     """
 
     def __init__(
         self,
+        read: Callable[[], Wishes] | None,
         wishes: Wishes,
         policy: Policy,
         interfaces: Interfaces,
-        config: Path | None,
         control: Path | None,
     ) -> None:
+        self._read = read
         self._policy = policy
         self._interfaces = interfaces
-        self._config = config
         self._status = Status(wishes, policy, interfaces)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._server: ControlServer | None = None
@@ -57,8 +59,6 @@ class Operation:
         self._stand_in: StandIn | None = None
         self._standing_in: StandInPlan | None = None
         self._reloading = asyncio.Lock()
-        if control is None and config is not None:
-            control = _free_path(config.stem)
         if control is not None:
             handlers = {
                 "show": self._show,
@@ -73,8 +73,11 @@ class Operation:
         if self._server is not None:
             await self._server.start()
             self._log.info("control socket", path=str(self._server.path))
-        self._follow_health()
-        await self._follow_stand_in(self._policy.plan.stand_in)
+        plan = self._policy.plan
+        self._watch(plan)
+        if plan.stand_in is not None:
+            self._stand_in = await _standing_in(plan.stand_in)
+            self._standing_in = plan.stand_in
         mirror = self._status.wishes.mirror
         for line in mirror.warnings() if mirror else ():
             self._log.warning(line)
@@ -93,38 +96,39 @@ class Operation:
 
         Raises UsageError and UserError: something is wrong with it, and nothing has changed.
         """
-        if self._config is None:
+        if self._read is None:
             raise UsageError("there is no file to read again: sources and targets were options")
         async with self._reloading:
+            fresh = await asyncio.to_thread(_checked, self._read)
+            stand_in = self._stand_in
+            if fresh.plan.stand_in != self._standing_in:  # the former one answers meanwhile
+                wanted = fresh.plan.stand_in
+                stand_in = None if wanted is None else await _standing_in(wanted)
             try:
-                return await self._reload_from(self._config)
-            except OSError as error:  # no descriptor or no memory left for another socket
-                raise UserError(f"{self._config}: {error.strerror}") from None
+                self._follow(fresh)
+            except (UserError, OSError) as error:
+                self._watch(self._policy.plan)
+                if stand_in is not None and stand_in is not self._stand_in:
+                    stand_in.close()
+                if isinstance(error, OSError):  # no descriptor, no memory left for another socket
+                    raise UserError(f"cannot follow the file: {error.strerror}") from None
+                raise
+            self._replace_stand_in(stand_in, fresh.plan.stand_in)
+            before = self._status.wishes.mirror
+            self._status.wishes = fresh
+        return before.difference(fresh.mirror) if before and fresh.mirror else []
 
-    async def _reload_from(self, path: Path) -> list[str]:
-        fresh = await asyncio.to_thread(self._read, path)
-        before = self._status.wishes.mirror
-        former = self._standing_in
-        await self._follow_stand_in(fresh.plan.stand_in)
-        try:
-            self._policy.apply(self._with_switches(fresh))
-        except (UserError, OSError):
-            await self._follow_stand_in(former)
-            raise
+    def _follow(self, fresh: Wishes) -> None:
+        """Take over a plan; raises UserError and OSError before anything but health has changed."""
+        plan = self._with_switches(fresh)
+        self._watch(plan)
+        self._policy.apply(plan, fresh.mtu)
         self._interfaces.follow_policy()
-        self._follow_health()
-        self._status.wishes = fresh
-        if before is None or fresh.mirror is None:
-            return []
-        return before.difference(fresh.mirror)
 
-    def _read(self, path: Path) -> Wishes:
-        """Read and check the file; in a thread, because names and interfaces are asked for."""
-        fresh = from_file(path)
-        check_named(fresh.plan.sessions)
-        for session in fresh.plan.sessions:
-            compile_filter(session.expression, interface="lo")
-        return fresh
+    def _replace_stand_in(self, stand_in: StandIn | None, plan: StandInPlan | None) -> None:
+        if stand_in is not self._stand_in and self._stand_in is not None:
+            self._stand_in.close()
+        self._stand_in, self._standing_in = stand_in, plan
 
     async def reload_and_tell(self) -> None:
         """Reload for SIGHUP: what came of it goes to the log."""
@@ -151,38 +155,22 @@ class Operation:
             ),
         )
 
-    def _follow_health(self) -> None:
-        """Probe the members that are to be probed now; who is not probed any more is up."""
-        plans: dict[str, HealthPlan] = {}
-        for session in self._policy.plan.sessions:
-            for group in session.groups:
-                for member in group.members:
-                    if member.health is not None:
-                        plans.setdefault(member.ip, member.health)
-        targets = [(ip, ip, settings) for ip, settings in plans.items()]
+    def _watch(self, plan: Plan) -> None:
+        """Check the members that are to be checked now; who is not checked any more is up."""
+        targets = [(each, *each) for each in plan.watched]
         if self._health is not None:
             self._health.update(targets)
         elif targets:
             self._health = HealthMonitor(targets, self._on_health)
             self._health.start()
-        for ip in self._policy.down:
-            if self._health is None or self._health.is_up(ip):
-                self._policy.set_up(ip, True)
+        for each in self._policy.down:
+            if self._health is None or self._health.is_up(each):
+                self._policy.set_up(each, True)
 
-    def _on_health(self, ip: Hashable, up: bool, _why: str) -> None:
-        self._policy.set_up(str(ip), up)
-
-    async def _follow_stand_in(self, wanted: StandInPlan | None) -> None:
-        """Stand in for whom the plan says; raises UserError: somebody else answers for an address."""
-        if wanted == self._standing_in:
-            return
-        if self._stand_in is not None:
-            self._stand_in.close()
-            self._stand_in = self._standing_in = None
-        if wanted is not None:
-            stand_in = StandIn(wanted.interface, wanted.members, wanted.announce)
-            await stand_in.start()
-            self._stand_in, self._standing_in = stand_in, wanted
+    def _on_health(self, key: Hashable, up: bool, _why: str) -> None:
+        for each in self._policy.plan.watched:
+            if each == key:
+                self._policy.set_up(each, up)
 
     # --- requests ---
 
@@ -194,6 +182,8 @@ class Operation:
 
     def _enable(self, request: Mapping[str, Any], enabled: bool) -> dict[str, bool]:
         name = str(request.get("session"))
+        if name.startswith(STAND_IN):
+            raise UsageError(f"{name} follows [stand_in] in the file: change it there, and reload")
         changed = self._policy.enable(name, enabled)
         if changed:
             self._interfaces.follow_policy()
@@ -207,7 +197,23 @@ class Operation:
         return {"changes": changes}
 
 
-def _free_path(name: str) -> Path:
+def _checked(read: Callable[[], Wishes]) -> Wishes:
+    """Read, and try what can be tried; in a thread, because names and interfaces are asked for."""
+    fresh = read()
+    check_named(fresh.plan.sessions)
+    for session in fresh.plan.sessions:
+        compile_filter(session.expression, interface="lo")
+    return fresh
+
+
+async def _standing_in(plan: StandInPlan) -> StandIn:
+    """Stand in for whom the plan says; raises UserError: somebody else answers for an address."""
+    stand_in = StandIn(plan.interface, plan.members, plan.announce)
+    await stand_in.start()
+    return stand_in
+
+
+def free_path(name: str) -> Path:
     """Return a path for the control socket; several senders may have files of the same name."""
     path = default_path(PROGRAM, name)
     return default_path(PROGRAM, f"{name}-{os.getpid()}") if answers(path) else path

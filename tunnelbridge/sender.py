@@ -28,7 +28,7 @@ from tunnelbridge.interfaces import Interfaces, check_named
 from tunnelbridge.ledger import SenderLedger
 from tunnelbridge.linux.libc import Program
 from tunnelbridge.linux.ring import Ring
-from tunnelbridge.operation import Operation
+from tunnelbridge.operation import Operation, free_path
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.policy.clients import Clients
 from tunnelbridge.policy.policy import Policy
@@ -107,10 +107,10 @@ class SendOptions:
     def wishes(self) -> Wishes:
         """Return what is to be done; raises UsageError and UserError."""
         if self.config is not None:
-            return from_file(self.config)
+            return from_file(self.config, self.mtu)
         return from_options(
             self.interfaces, self.to, self.arp, self.fdb,
-            expression=self.expression, direction=self.direction, snaplen=self.snaplen,
+            expression=self.expression, direction=self.direction, snaplen=self.snaplen, mtu=self.mtu,
         )  # fmt: skip
 
 
@@ -135,11 +135,18 @@ class Sender:
             enabled = [each for each in wishes.plan.sessions if each.enabled]
             self._programs = expression_programs(enabled, None)
         clients = Clients() if options.file is None else None  # a file's packets are of elsewhere
-        self.policy = Policy(wishes.plan, options.mtu or wishes.mtu, clients)
+        self.policy = Policy(wishes.plan, wishes.mtu, clients)
         self.pipeline = Pipeline(self.policy, options.count)
         self.interfaces = Interfaces(self.pipeline, self._listen, self._unlisten)
+        control = options.control
+        if control is None and options.config is not None:
+            control = free_path(options.config.stem)
         self.operation = Operation(
-            wishes, self.policy, self.interfaces, options.config, options.control
+            options.wishes if options.config is not None else None,
+            wishes,
+            self.policy,
+            self.interfaces,
+            control,
         )
         self._watch = LossWatch()
         self._last = (0, 0)

@@ -88,7 +88,7 @@ class Status:
 
     def _member(self, member: Member) -> dict[str, Any]:
         plan = member.plan
-        up = "up" if self._policy.is_up(plan.ip) else "down"
+        up = "up" if self._policy.is_up(plan) else "down"
         mac = next((target.mac.hex(":") for target in plan.targets if target.mac), "")
         return {
             "ip": plan.ip,

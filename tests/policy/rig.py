@@ -41,7 +41,14 @@ class Rig:
         return Tunnel(target.name, stack, lambda: sock, policy, target.ip_header, numbering)
 
     def apply(self, text: str) -> None:
-        self.policy.apply(plan(text))
+        mirror = loads(text, "test.toml")
+        self.policy.apply(plan_config(mirror), mirror.mtu)
+
+    def health(self, ip: str, up: bool) -> None:
+        """Be the health check of a member."""
+        for watched in self.policy.plan.watched:
+            if watched[0] == ip:
+                self.policy.set_up(watched, up)
 
     def feed(
         self,

@@ -14,6 +14,7 @@ a = "gre://192.0.2.1?seq=on"
 b = "vxlan://192.0.2.2"
 [pools.p]
 distribution = "{distribution}"
+health = {{ check = "icmp" }}
 members = [{{ ip = "192.0.2.1", via = "a" }}, {{ ip = "192.0.2.2", via = "b" }}]
 [sessions.kept]
 sources = ["eth0"]
@@ -138,7 +139,19 @@ def test_a_port_of_two_kinds_is_refused() -> None:
 
 def test_a_member_that_is_down_stays_down_through_a_reload() -> None:
     rig = Rig(BEFORE)
-    rig.policy.set_up("192.0.2.1", False)
+    rig.health("192.0.2.1", False)
     rig.apply(TEXT.format(distribution="flow"))
     rig.feed([udp(port) for port in range(50)])
     assert len(rig.sent("192.0.2.2 via b")) == 50
+
+
+def test_the_mtu_policy_of_the_file_is_followed() -> None:
+    rig = Rig(BEFORE)
+    rig.feed([tcp(1)])
+    rig.apply('mtu = "drop"\n' + BEFORE)
+    assert {str(tunnel.policy) for tunnel in rig.policy.tunnels} == {"drop"}
+    rig.feed([tcp(2)])
+    assert sequences(rig, "a") == [1]  # a new socket, and the numbers go on
+    ledger = rig.policy.ledger
+    assert ledger.balances()
+    assert ledger.sessions[0].members[0].num_succeeded == 2

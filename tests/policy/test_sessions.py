@@ -10,7 +10,7 @@ import pytest
 from rig import Rig
 
 from tunnelbridge.batch import INBOUND, OUTBOUND, VNET_HEADER, from_packets
-from tunnelbridge.errors import UsageError
+from tunnelbridge.errors import UsageError, UserError
 
 TUNNELS = """
 [tunnels]
@@ -182,6 +182,7 @@ members = [{ ip = "192.0.2.1", via = "vx" }, { ip = "192.0.2.2", via = "er" }]
 POOL = """
 [pools.p]
 distribution = "{}"
+health = {{ check = "icmp" }}
 members = [{{ ip = "192.0.2.1", via = "a", weight = 2 }}, {{ ip = "192.0.2.2", via = "b" }},
            {{ ip = "192.0.2.3", via = "c", weight = 0 }}]
 """
@@ -241,7 +242,7 @@ def test_a_member_that_is_down_loses_its_own_flows_only_and_gets_them_back() -> 
     rig.feed(frames)
     before = members_of(rig)
 
-    rig.policy.set_up("192.0.2.1", False)
+    rig.health("192.0.2.1", False)
     for sock in rig.sockets.values():
         sock.packets.clear()
     rig.feed(frames)
@@ -249,7 +250,7 @@ def test_a_member_that_is_down_loses_its_own_flows_only_and_gets_them_back() -> 
     moved = {frame for frame in frames if before[frame] != during[frame]}
     assert moved == {frame for frame in frames if before[frame] == "a"}
 
-    rig.policy.set_up("192.0.2.1", True)
+    rig.health("192.0.2.1", True)
     for sock in rig.sockets.values():
         sock.packets.clear()
     rig.feed(frames)
@@ -259,7 +260,7 @@ def test_a_member_that_is_down_loses_its_own_flows_only_and_gets_them_back() -> 
 def test_with_everybody_down_frames_are_counted() -> None:
     rig = Rig(TUNNELS + POOL.format("flow") + session("s", "p"))
     for member in ("192.0.2.1", "192.0.2.2"):
-        rig.policy.set_up(member, False)
+        rig.health(member, False)
     rig.feed([tcp(80), udp(53)])
     assert rig.policy.sessions[0].ledger.no_member == 2
     assert not any(rig.counts().values())
@@ -319,3 +320,36 @@ members = [{{ ip = "10.10.10.10" }}]
     assert frame[:6] == bytes.fromhex("02000a0a0a0a")
     assert frame[26:34] == whole[26:34]  # addresses
     assert frame[24:26] == whole[24:26]  # the IP header's checksum, made anew by other code
+
+
+def test_a_member_is_down_only_where_it_is_checked_like_that() -> None:
+    text = TUNNELS
+    for name, check in (("p", "icmp"), ("q", "off"), ("r", "route")):
+        text += f'[pools.{name}]\nhealth = {{ check = "{check}" }}\n'
+        text += 'members = [{ ip = "192.0.2.1", via = "a" }]\n'
+        text += session(f"s{name}", name, "mirror_once = false")
+    rig = Rig(text)
+    watched = {health.check: (ip, health) for ip, health in rig.policy.plan.watched}
+    rig.policy.set_up(watched["icmp"], False)
+    rig.feed([tcp(80)])
+    assert {each.plan.name: each.ledger.no_member for each in rig.policy.sessions} == {
+        "sp": 1,
+        "sq": 0,
+        "sr": 0,
+    }
+
+
+def test_a_subnet_that_is_not_on_an_interface_is_refused() -> None:
+    member = '{ ip = "192.0.2.250", mac = "02:00:00:00:02:50", subnet = "203.0.113.0/24" }'
+    with pytest.raises(
+        UserError, match=r"member 192.0.2.250: 203.0.113.0/24 is not on an|no route"
+    ):
+        Rig(f"[pools.p]\nmembers = [{member}]\n" + session("s", "p"))
+
+
+def test_a_subnet_on_an_interface_is_that_interface() -> None:
+    member = '{ ip = "127.9.9.9", mac = "02:00:00:00:02:50", subnet = "127.0.0.0/8" }'
+    rig = Rig(f"[pools.p]\nmembers = [{member}]\n" + session("s", "p"))
+    rig.feed([tcp(80)])
+    assert list(rig.sockets) == ["127.9.9.9 via ether://lo"]
+    assert rig.sent("ether://lo") == [bytes.fromhex("020000000250") + tcp(80)[6:]]

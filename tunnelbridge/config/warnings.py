@@ -113,7 +113,14 @@ def _pools(mirror: Mirror) -> Iterator[str]:
                 f"{path}.distribution = {pool.distribution} per packet: one connection's packets go to"
                 ' several members; per = "flow" or distribution = "flow" keep it on one'
             )
-        elif pool.per == "flow" and not pool.distribution.endswith("round-robin"):
+        if pool.health.check in ("icmp", "heartbeat"):
+            for member in pool.members:
+                if not member.via:
+                    yield (
+                        f"{path}.health.check = {pool.health.check}: {member.ip} is reached by its MAC"
+                        " address, but asked by its IP address: is that one routed?"
+                    )
+        if pool.per == "flow" and not pool.distribution.endswith("round-robin"):
             yield f'{path}.per = "flow" has a meaning for the round robins only'
 
 

@@ -27,6 +27,9 @@ from tunnelbridge.policy.plan import (
 )
 from tunnelbridge.targets import Target, far_end
 
+STAND_IN = "stand-in "
+"""How the sessions begin that carry what is sent to stood-in members."""
+
 
 def plan_config(mirror: Mirror) -> Plan:
     """Return the plan; raises UserError for what this host does not know a way to."""
@@ -188,7 +191,7 @@ def _stand_in_sessions(mirror: Mirror) -> list[SessionPlan]:
         member = _member(mirror, way, {})
         found.append(
             SessionPlan(
-                f"stand-in {ip}",
+                f"{STAND_IN}{ip}",
                 (GroupPlan(ip, (member,)),),
                 (wanted.interface,),
                 expression=f"ether dst {mac}",

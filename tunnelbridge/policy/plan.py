@@ -24,6 +24,10 @@ class HealthPlan:
     port: int = 8998
 
 
+Watched = tuple[str, HealthPlan]
+"""An address and how it is checked: two pools may check the same member in different ways."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemberPlan:
     """One analyser and the way to it."""
@@ -37,6 +41,11 @@ class MemberPlan:
     """Destination address that clones get (``rewrite = "mac+ip"``)."""
     health: HealthPlan | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def watched(self) -> Watched | None:
+        """What a health check knows the member by; None where nothing checks it."""
+        return None if self.health is None else (self.ip, self.health)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +120,14 @@ class Plan:
                 for target in member.targets
             )
         )
+
+    @property
+    def watched(self) -> set[Watched]:
+        """Every member that has a health check, once for each check."""
+        return {
+            member.watched
+            for session in self.sessions
+            for group in session.groups
+            for member in group.members
+            if member.watched is not None
+        }

@@ -17,14 +17,14 @@ from tunnelbridge.errors import UsageError
 from tunnelbridge.ledger import SenderLedger, SessionLedger, TunnelLedger
 from tunnelbridge.policy.clients import Clients
 from tunnelbridge.policy.member import Member
-from tunnelbridge.policy.plan import GroupPlan, Plan, SessionPlan
+from tunnelbridge.policy.plan import GroupPlan, MemberPlan, Plan, SessionPlan, Watched
 from tunnelbridge.policy.session import Group, Session
 from tunnelbridge.policy.sources import applies
 from tunnelbridge.targets import Target, open_tunnel, refuse_a_port_of_two_kinds
 from tunnelbridge.tunnel import Numbering, Tunnel
 
-TunnelKey = tuple[Target, bool]
-"""A target, and whether its clones may be cut by their session."""
+TunnelKey = tuple[Target, bool, MtuPolicy]
+"""A target, whether its clones may be cut by their session, and the MTU policy in force."""
 Opener = Callable[[Target, MtuPolicy, bool, Numbering], Tunnel]
 
 
@@ -42,30 +42,34 @@ class Policy:
         self.plan = Plan(())
         self.sessions: list[Session] = []
         self.guard = LoopGuard([])
-        self._mtu = mtu
         self.clients = clients
         self._open = opener
         self._tunnels: dict[TunnelKey, Tunnel] = {}
         self._numberings: dict[Signature, Numbering] = {}
-        self._down: set[str] = set()
+        self._down: set[Watched] = set()
         self._removed: SessionLedger | None = None
         self._closed: TunnelLedger | None = None
-        self.apply(plan)
+        self.apply(plan, mtu)
 
     @property
     def tunnels(self) -> list[Tunnel]:
         """Every open tunnel, once."""
         return list(self._tunnels.values())
 
-    def apply(self, plan: Plan) -> None:
-        """Follow a plan; on an error nothing has changed. Raises UsageError and UserError."""
+    def apply(self, plan: Plan, mtu: MtuPolicy) -> None:
+        """Follow a plan; on an error nothing has changed. Raises UsageError and UserError.
+
+        ``mtu`` is the policy of tunnels that have none of their own.
+        """
         refuse_a_port_of_two_kinds(plan.targets)
         for session in plan.sessions:
             self._nat(session, session.groups)
-        fresh = self._open_missing(plan)
+        keys = _keys(plan, mtu)
+        fresh = self._open_missing(keys)
         former = {session.plan.name: session for session in self.sessions}
-        unused = [self._tunnels.pop(key) for key in self._tunnels.keys() - _keys(plan)]
+        unused = [self._tunnels.pop(key) for key in self._tunnels.keys() - keys.keys()]
         self._tunnels |= fresh
+        self._mtu = mtu
         self.sessions = [self._session(each, former.pop(each.name, None)) for each in plan.sessions]
         self.plan = plan
         self.guard.watch_for([target.signature() for target in plan.targets])
@@ -99,17 +103,17 @@ class Policy:
         """Return the enabled sessions: a file stands for the source of each."""
         return [session for session in self.sessions if session.plan.enabled]
 
-    def set_up(self, ip: str, up: bool) -> None:
-        """Follow the health of a member, in whatever pools it is."""
-        (self._down.discard if up else self._down.add)(ip)
+    def set_up(self, watched: Watched, up: bool) -> None:
+        """Follow the health of a member, in whatever pools it is checked like that."""
+        (self._down.discard if up else self._down.add)(watched)
         self._follow_health()
 
-    def is_up(self, ip: str) -> bool:
+    def is_up(self, member: MemberPlan) -> bool:
         """Tell whether a member takes clones, as far as its health check knows."""
-        return ip not in self._down
+        return member.watched not in self._down
 
     @property
-    def down(self) -> frozenset[str]:
+    def down(self) -> frozenset[Watched]:
         """The members that take no clones now."""
         return frozenset(self._down)
 
@@ -125,37 +129,33 @@ class Policy:
             for group in session.groups:
                 group.set_up(self.is_up)
 
-    def _open_missing(self, plan: Plan) -> dict[TunnelKey, Tunnel]:
+    def _open_missing(self, keys: Iterable[TunnelKey]) -> dict[TunnelKey, Tunnel]:
         """Open all tunnels that are not open yet, or none."""
         opened: dict[TunnelKey, Tunnel] = {}
         with contextlib.ExitStack() as opening:
-            for key in _keys(plan):
+            for key in keys:
                 if key in self._tunnels:
                     continue
-                target, may_cut = key
+                target, may_cut, mtu = key
                 numbering = self._numberings.setdefault(target.signature(), Numbering())
-                opened[key] = self._open(target, self._mtu, may_cut, numbering)
+                opened[key] = self._open(target, mtu, may_cut, numbering)
                 opening.callback(opened[key].close)
             opening.pop_all()
         return opened
 
     def _session(self, plan: SessionPlan, former: Session | None) -> Session:
         """Return the session of a plan, with all that it has in common with a former one."""
-        own = {}
-        if former is not None and _may_cut(former.plan) == _may_cut(plan):
-            own = {group.plan: group for group in former.groups}
-        members = {
-            member.plan.ip: member
-            for group in (former.groups if former else ())
-            for member in group.members
-        }
-        groups = [own.get(group) or self._group(plan, group, members) for group in plan.groups]
+        before = former.groups if former else []
+        known = {member.plan.ip: member for group in before for member in group.members}
+        groups = [self._group(plan, each, known) for each in plan.groups]
+        for number, group in enumerate(groups):
+            groups[number] = next((each for each in before if each.is_like(group)), group)
         return Session(plan, groups, former)
 
     def _group(self, session: SessionPlan, plan: GroupPlan, former: Mapping[str, Member]) -> Group:
         cut = _may_cut(session)
         members = [
-            Member(each, [self._tunnels[target, cut] for target in each.targets])
+            Member(each, [self._tunnels[_key(target, cut, self._mtu)] for target in each.targets])
             for each in plan.members
         ]
         for member in members:
@@ -190,10 +190,15 @@ def _may_cut(session: SessionPlan) -> bool:
     return session.packet_length is not None
 
 
-def _keys(plan: Plan) -> dict[TunnelKey, None]:
+def _key(target: Target, may_cut: bool, default: MtuPolicy) -> TunnelKey:
+    policy, _ = target.plan(default, may_cut)
+    return target, may_cut, policy
+
+
+def _keys(plan: Plan, mtu: MtuPolicy) -> dict[TunnelKey, None]:
     """Return the tunnels that a plan needs, in order, once each."""
     return {
-        (target, _may_cut(session)): None
+        _key(target, _may_cut(session), mtu): None
         for session in plan.sessions
         for group in session.groups
         for member in group.members

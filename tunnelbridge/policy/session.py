@@ -13,7 +13,7 @@ from tunnelbridge.clone.pool import Wanted, chooser
 from tunnelbridge.ledger import SessionLedger
 from tunnelbridge.policy.captured import Captured
 from tunnelbridge.policy.member import Member
-from tunnelbridge.policy.plan import GroupPlan, SessionPlan
+from tunnelbridge.policy.plan import GroupPlan, MemberPlan, SessionPlan
 from tunnelbridge.restore.readdress import readdress
 from tunnelbridge.tunnel import Frames
 
@@ -35,9 +35,16 @@ class Group:
                 [member.plan.weight for member in members],
             )
 
-    def set_up(self, is_up: Callable[[str], bool]) -> None:
-        """Follow the members' health; ``is_up`` is asked for each by its address."""
-        self._up = np.array([is_up(member.plan.ip) for member in self.members], np.bool_)
+    def is_like(self, other: Group) -> bool:
+        """Tell whether both send the same to the same tunnels: then turns go on with either."""
+        return self.plan == other.plan and all(
+            mine.tunnels == others.tunnels
+            for mine, others in zip(self.members, other.members, strict=True)
+        )
+
+    def set_up(self, is_up: Callable[[MemberPlan], bool]) -> None:
+        """Follow the members' health; ``is_up`` is asked for each."""
+        self._up = np.array([is_up(member.plan) for member in self.members], np.bool_)
         if self._choose is not None:
             self._choose.set_available(self._up)
 

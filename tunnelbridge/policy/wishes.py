@@ -24,10 +24,13 @@ class Wishes:
     mirror: Mirror | None = None
 
 
-def from_file(path: Path) -> Wishes:
-    """Read a configuration and find the way to all members; raises UsageError and UserError."""
+def from_file(path: Path, mtu: MtuPolicy | None = None) -> Wishes:
+    """Read a configuration and find the way to all members; raises UsageError and UserError.
+
+    ``mtu`` is the command line's, which counts before the file's.
+    """
     mirror = load(path)
-    return Wishes(plan_config(mirror), MtuPolicy(mirror.mtu), mirror)
+    return Wishes(plan_config(mirror), mtu or MtuPolicy(mirror.mtu), mirror)
 
 
 def from_options(
@@ -39,6 +42,8 @@ def from_options(
     expression: str,
     direction: Direction,
     snaplen: int | None,
+    mtu: MtuPolicy | None,
 ) -> Wishes:
     """Take the command line's options; raises UsageError and UserError."""
-    return Wishes(plan_options(interfaces, to, arp, fdb, expression, direction, snaplen))
+    plan = plan_options(interfaces, to, arp, fdb, expression, direction, snaplen)
+    return Wishes(plan, mtu or MtuPolicy.FRAGMENT)
