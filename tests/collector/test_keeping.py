@@ -95,7 +95,7 @@ def test_a_list_that_somebody_has_damaged_deletes_nothing(tmp_path: Path) -> Non
     with rig(tmp_path / "in", rotate=ONE, keep=Limits(number=1)) as made:
         made.put(2)
         settled(made, [1])
-    assert victim.exists()
+    assert all(victim.exists() for victim in victims.values())
 
 
 def test_the_list_does_not_grow_for_ever(tmp_path: Path) -> None:
@@ -131,3 +131,19 @@ def test_room_is_made_only_if_files_may_be_deleted(tmp_path: Path, limits: Limit
     folder.close()
     assert deleted == ([] if limits is None else [oldest])
     assert len(files_in(tmp_path)) == (2 if limits is None else 1)
+
+
+def test_a_list_that_cannot_be_written_now_does_not_hold_files_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rig(tmp_path, rotate=ONE) as made:
+        with monkeypatch.context() as patch:
+            patch.setattr(made.sink._publisher._keeper._lines, "append", _full)
+            made.put(2)
+            made.published(2)
+        listed = tmp_path / ".collector" / "published.jsonl"
+        lab.until(lambda: len(listed.read_text().splitlines()) == 2, 10, "both in the list")
+
+
+def _full(line: object) -> None:
+    raise OSError(28, "No space left on device")
