@@ -19,7 +19,7 @@ LONGEST: Final = 262_144
 """Octets of the longest frame anybody accepts (libpcap's MAXIMUM_SNAPLEN): nothing is cut."""
 QUEUE_OCTETS: Final = 32_000_000
 
-_OPTIONS: Final = re.compile(r"\?(?=[a-z]+=)")
+_OPTIONS: Final = re.compile(r"\?(?=[a-z_]+=)")
 _UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([kKMGT]?)(i?)(B?)")
 

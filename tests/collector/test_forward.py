@@ -371,6 +371,11 @@ def test_a_wrong_filter_is_told() -> None:
         ForwardSink(asked, NOTHING)
 
 
+def test_options_of_the_tunnel_may_come_first() -> None:
+    (asked,) = plan_forwarding([f"juniper://{FAR}?source_vn=a&filter=tcp"])
+    assert (asked.options.expression, asked.targets[0].spec.source_vn) == ("tcp", "a")
+
+
 def test_options_of_tunnel_and_sink_stand_in_any_order() -> None:
     text = "juniper://[2001:db8::7]:99?snaplen=64&filter=host 1.2.3.4 && tcp&source_vn=a%26b&ttl=9"
     (asked,) = plan_forwarding([text])
