@@ -85,11 +85,13 @@ def test_restarts_do_not_forget_and_others_files_stay(tmp_path: Path) -> None:
 
 
 def test_a_list_that_somebody_has_damaged_deletes_nothing(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"x")
-    status = victim.stat()
     (tmp_path / "in" / ".collector").mkdir(parents=True)
-    line = f'{{"name":"../victim","inode":{status.st_ino},"size":1,"mtime":{status.st_mtime_ns}}}\n'
+    (tmp_path / "in" / "sub").mkdir()
+    line, victims = "", {"../victim": tmp_path / "victim", "sub/v": tmp_path / "in" / "sub" / "v"}
+    for name, victim in victims.items():
+        victim.write_bytes(b"x")
+        told = victim.stat()
+        line += f'{{"name":"{name}","inode":{told.st_ino},"size":1,"mtime":{told.st_mtime_ns}}}\n'
     broken = 'garbage\n[]\n{"name":7}\n{"name":"x","inode":"y","size":null,"mtime":[]}\n{"na'
     (tmp_path / "in" / ".collector" / "published.jsonl").write_text(line + broken)
     with rig(tmp_path / "in", rotate=ONE, keep=Limits(number=1)) as made:
