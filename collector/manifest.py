@@ -90,8 +90,7 @@ def as_text(nanoseconds: int) -> str:
 
 
 def digest(fd: int) -> str:
-    """Return the SHA-256 of an open file."""
-    os.lseek(fd, 0, os.SEEK_SET)
+    """Return the SHA-256 of a file that has just been opened."""
     with open(fd, "rb", closefd=False) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,6 +3,10 @@
 ``options`` is what users may say of any sink, ``selection`` its filter and snap length, ``queued``
 a writer thread behind a bounded queue. ``pcap`` is such a sink; ``tap`` writes at once, it never
 blocks.
+
+Capture files: ``formats`` is what they are made of, ``capture_file`` one of them, ``rotating`` the sink
+for ``--pcap DIR/`` with ``limits`` and ``naming``; ``publisher`` takes finished files from there on,
+with ``folder``, ``compression``, ``recovery`` and ``keeping``, whose lists are ``lines``.
 """
 
 from __future__ import annotations
