@@ -55,7 +55,7 @@ def mirrored(number: int) -> bytes:
 
 
 def mirror() -> None:
-    """Send the frames in VXLAN from two sources, over about three seconds."""
+    """Send the frames in VXLAN from two sources, over about six seconds."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
@@ -68,6 +68,8 @@ def mirror() -> None:
             (one if vni == 1 else two).sendto(vxlan + mirrored(number), ("127.0.0.1", 4789))
             if number % 10 == 0:
                 time.sleep(0.015)  # traffic takes its time: files appear while others are read
+            if number == PACKETS // 2 + IN_A_FILE:
+                time.sleep(2.5)  # polls while files are half full
 
 
 def alerts(path: Path) -> Counter[tuple[str, int]]:
