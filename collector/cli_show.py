@@ -89,8 +89,10 @@ def show(what: What, control: Control = None, json: Json = False) -> None:
 
 def top(
     control: Control = None,
-    interval: Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="One plain table, and end.")] = False,
+    interval: Annotated[
+        float, typer.Option(metavar="S", min=0.1, help="Seconds between two looks.")
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Two looks, one plain table.")] = False,
 ) -> None:
     """Show streams and sinks of a running collector, with their rates, as they change."""
     ask = asker(control)

@@ -277,6 +277,8 @@ class Collector:
         """Write the closing ledger: to ``--stats``, and in short to standard error."""
         if not self.options.quiet:
             console.report(self.as_dict(), self._reason)
+            for finding in self.status.findings():
+                self._log.warning("mirror health", finding=finding)
         console.write_stats(self.options.stats, self.as_dict())
 
 

@@ -98,6 +98,12 @@ class Status:
             raise UserError(
                 "mirror health is switched off: start the collector without --no-health"
             )
-        report = self._health.as_dict()
         lost = sum(stream.lost for stream in self._streams())
-        return {**report, "lost": lost, "findings": findings(report, lost)}
+        return {**self._health.as_dict(), "lost": lost, "findings": self.findings()}
+
+    def findings(self) -> list[str]:
+        """Return what is wrong with the mirror, as far as anybody looks."""
+        if self._health is None:
+            return []
+        lost = sum(stream.lost for stream in self._streams())
+        return findings(self._health.as_dict(), lost)

@@ -1,4 +1,4 @@
-"""The commands that talk to a running ``tunnelbridge send``: show, enable, disable, reload."""
+"""The commands that talk to a running ``tunnelbridge send``: show, top, enable, disable, reload."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ What = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    for command in (show, enable, disable, reload):
+    for command in (show, top, enable, disable, reload):
         app.command()(command)
 
 
@@ -52,6 +52,23 @@ def show(
     from tunnelbridge import show as tables
 
     tables.write_json(result) if json else tables.write(what, result)
+
+
+def top(
+    control: Control = None,
+    interval: Annotated[
+        float, typer.Option(metavar="S", min=0.1, help="Seconds between two looks.")
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Two looks, one plain table.")] = False,
+) -> None:
+    """Show sources, members and tunnels of a running send, with their rates, as they change."""
+    from tunnelbridge.control_client import ask, find
+    from tunnelbridge.top import run, sender_sections
+
+    path, request = find(PROGRAM, control), {"command": "show", "what": "stats"}
+    run(
+        "tunnelbridge", lambda: sender_sections(ask(path, request, program=PROGRAM)), interval, once
+    )
 
 
 def enable(session: Session, control: Control = None) -> None:

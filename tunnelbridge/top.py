@@ -117,7 +117,7 @@ def render(title: str, sections: Sequence[Section], looks: Looks) -> Group:
 
 def _table(section: Section, rows: Sequence[Row], looks: Looks) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="underline")
-    table.add_column(section.kind, overflow="ellipsis", no_wrap=True, min_width=12, max_width=28)
+    table.add_column(section.kind, overflow="ellipsis", no_wrap=True, min_width=24, max_width=28)
     for heading in ("packets/s", "bit/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, width=HISTORY, style="cyan")
