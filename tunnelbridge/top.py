@@ -22,6 +22,9 @@ from tunnelbridge.errors import UserError
 BARS: Final = "▁▂▃▄▅▆▇█"
 HISTORY: Final = 10
 MOST_ROWS: Final = 20
+NUMBERS: Final = 2 * 9 + HISTORY + 5
+"""Columns that rates, histories and the space between take."""
+LEAST_WORDS: Final = 10
 PATIENCE: Final = 3
 """Looks in a row that may fail before it ends."""
 
@@ -102,12 +105,12 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[round(value / highest * top)] if value > 0 else " " for value in values)
 
 
-def render(title: str, sections: Sequence[Section], looks: Looks) -> Group:
-    """Return everything as it stands on the screen; 80 columns are enough."""
+def render(title: str, sections: Sequence[Section], looks: Looks, width: int = 80) -> Group:
+    """Return everything as it stands on a screen of ``width`` columns; 80 are enough."""
     parts: list[Any] = [Text(title, "bold")]
     for section in sections:
         rows = sorted(section.rows, key=lambda row: -looks.of(section, row).packets)
-        parts += ["", _table(section, rows[:MOST_ROWS], looks)]
+        parts += ["", _table(section, rows[:MOST_ROWS], looks, width)]
         if len(rows) > MOST_ROWS:
             parts.append(f"… and {len(rows) - MOST_ROWS} more")
         if not rows:
@@ -115,14 +118,19 @@ def render(title: str, sections: Sequence[Section], looks: Looks) -> Group:
     return Group(*parts)
 
 
-def _table(section: Section, rows: Sequence[Row], looks: Looks) -> Table:
+def _table(section: Section, rows: Sequence[Row], looks: Looks, width: int) -> Table:
+    """Return a table in which words give way to numbers, and what is told beside to names."""
+    widest = max((len(str(row.bad)) for row in rows), default=0)
+    words = max(width - NUMBERS - max(widest, len(section.bad)), 2 * LEAST_WORDS)
+    name = min(max((len(row.name) for row in rows), default=0), words)
+    beside = min(max((len(row.beside) for row in rows), default=0), max(words - name, words // 3))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="underline")
-    table.add_column(section.kind, overflow="ellipsis", no_wrap=True, min_width=24, max_width=28)
+    table.add_column(section.kind, overflow="ellipsis", no_wrap=True, width=words - beside)
     for heading in ("packets/s", "bit/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True, width=9)
     table.add_column("", no_wrap=True, width=HISTORY, style="cyan")
     table.add_column(section.bad, justify="right", no_wrap=True)
-    table.add_column("", overflow="ellipsis", no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True, width=beside)
     for row in rows:
         rates = looks.of(section, row)
         # red while it goes on, yellow for what happened before
@@ -153,7 +161,7 @@ def run(
     if once or not console.is_terminal:
         sections = ask()
         looks.take(sections, time.monotonic())
-        console.print(render(title, sections, looks))
+        console.print(render(title, sections, looks, console.width))
         return
     failures = 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -166,7 +174,7 @@ def run(
                     raise
             else:
                 looks.take(sections, time.monotonic())
-                live.update(render(title, sections, looks), refresh=True)
+                live.update(render(title, sections, looks, console.width), refresh=True)
             time.sleep(interval)
 
 
