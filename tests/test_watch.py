@@ -38,3 +38,17 @@ def test_losing_and_going_on() -> None:
         ["the far end answers that nobody listens"],
         ["clones are lost"],
     ]
+
+
+def test_a_tunnel_is_compared_with_itself_when_another_is_gone() -> None:
+    first, second = TunnelLedger("first"), TunnelLedger("second")
+    first.errors["no-route"] = 1
+    with capture_logs() as logs:
+        watch = LossWatch()
+        watch.look([first, second])
+        logs.clear()
+        first.errors["no-route"], second.errors["no-route"] = 2, 1
+        watch.look([second])
+        watch.look([second])
+
+    assert [(entry["event"], entry["to"]) for entry in logs] == [("clones are lost", "second")]

@@ -312,7 +312,7 @@ class Sender:
             for tunnel in self.policy.tunnels:
                 with contextlib.suppress(UserError, OSError):  # no route now: sending counts it
                     tunnel.refresh()
-            self._watch.look(self.ledger.tunnels)
+            self._watch.look([tunnel.ledger for tunnel in self.policy.tunnels])
             if self._line.active and self.options.file is None:  # a file has its progress bar
                 self._show_rate()
             ledger = self.ledger

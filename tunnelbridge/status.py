@@ -27,7 +27,8 @@ class Status:
         self._interfaces = interfaces
         self._epoch = 0
         self._since = datetime.now(UTC)
-        self._base: dict[int, MemberLedger] = {}
+        self._base: dict[int, tuple[MemberLedger, MemberLedger]] = {}
+        """Ledgers and what they were, by identity; kept, so that no other can lie at their place."""
         self._answers: dict[str, Callable[[], Any]] = {
             "sessions": self.sessions,
             "pools": self.pools,
@@ -182,7 +183,7 @@ class Status:
     def reset(self) -> None:
         """Count from zero under NSX's names, as NSX does when a profile changes (row N16)."""
         self._base = {
-            id(member.ledger): replace(member.ledger)
+            id(member.ledger): (member.ledger, replace(member.ledger))
             for group in self._groups()
             for member in group.members
         }
@@ -190,9 +191,9 @@ class Status:
         self._since = datetime.now(UTC)
 
     def _since_reset(self, ledger: MemberLedger) -> MemberLedger:
-        base = self._base.get(id(ledger))
-        if base is None:
+        if id(ledger) not in self._base:
             return ledger
+        _, base = self._base[id(ledger)]
         counts = {
             each.name: getattr(ledger, each.name) - getattr(base, each.name)
             for each in fields(ledger)

@@ -22,13 +22,14 @@ class LossWatch:
     """Compares each tunnel's ledger with what it was at the last look."""
 
     def __init__(self) -> None:
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, tuple[TunnelLedger, _Known]] = {}
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
     def look(self, ledgers: Iterable[TunnelLedger]) -> None:
         """Log what changed since the last look; call it about once a second."""
-        for number, ledger in enumerate(ledgers):
-            known = self._known.setdefault(number, _Known())
+        former, self._known = self._known, {}
+        for ledger in ledgers:
+            _, known = self._known[id(ledger)] = former.get(id(ledger), (ledger, _Known()))
             lost = ledger.errors.total() + ledger.queue_dropped
             if lost > known.lost and not known.is_losing:
                 known.is_losing = True

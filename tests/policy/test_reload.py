@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import outer
 import pytest
 from rig import Rig
 
+from tunnelbridge.clone.nat import NatTable
 from tunnelbridge.errors import UsageError
+from tunnelbridge.interfaces import Interfaces
+from tunnelbridge.policy.plan import SessionPlan
+from tunnelbridge.policy.wishes import Wishes
+from tunnelbridge.status import Status
 
 TEXT = """
 [tunnels]
@@ -155,3 +162,101 @@ def test_the_mtu_policy_of_the_file_is_followed() -> None:
     ledger = rig.policy.ledger
     assert ledger.balances()
     assert ledger.sessions[0].members[0].num_succeeded == 2
+
+
+GROUPS = """
+[pools.p]
+members = [{ ip = "192.0.2.1", via = "gre://192.0.2.1", labels = { role = "ids" } },
+           { ip = "192.0.2.2", via = "gre://192.0.2.2" }]
+[destinations.labelled]
+labels = { role = "ids" }
+[policies.web]
+sources = ["eth0"]
+rules = [{ protocol = "tcp", secondary_action = { mirror = "labelled" } },
+         { protocol = "udp", secondary_action = { mirror = "p" } }]
+"""
+
+
+def test_a_member_of_two_groups_keeps_two_counters() -> None:
+    rig = Rig(GROUPS)
+    rig.feed([tcp(1), tcp(2), tcp(3)])
+    ledger = rig.policy.sessions[0].ledger
+    assert [each.num_total_pkts_cloned for each in ledger.members] == [3, 0, 0]
+    for weight in (2, 3):
+        rig.apply(GROUPS.replace("labels", f"weight = {weight}, labels", 1))
+        assert [each.num_total_pkts_cloned for each in ledger.members] == [3, 0, 0]
+
+
+def test_turns_of_flows_stay_when_a_weight_changes() -> None:
+    text = """
+[pools.p]
+distribution = "round-robin"
+per = "flow"
+members = [{{ ip = "192.0.2.1", via = "gre://192.0.2.1" }},
+           {{ ip = "192.0.2.2", via = "gre://192.0.2.2", weight = {} }}]
+[sessions.s]
+sources = ["eth0"]
+target = "p"
+"""
+    rig = Rig(text.format(1))
+    rig.feed([udp(port) for port in range(20)])
+    before = {name: list(sock.packets) for name, sock in rig.sockets.items()}
+    for sock in rig.sockets.values():
+        sock.packets.clear()
+    rig.apply(text.format(2))
+    rig.feed([udp(port) for port in range(20)])
+    assert {name: sock.packets for name, sock in rig.sockets.items()} == before
+
+
+def test_a_flow_that_began_while_its_member_was_alone_stays_with_it() -> None:
+    text = TEXT.format(distribution="round-robin").replace("[pools.p]", '[pools.p]\nper = "flow"')
+    rig = Rig(text)
+    rig.health("192.0.2.2", False)
+    flows = [udp(port) for port in range(9)]
+    rig.feed(flows)
+    assert len(rig.sent("192.0.2.1 via a")) == 9
+    rig.health("192.0.2.2", True)
+    rig.feed(flows)
+    assert len(rig.sent("192.0.2.1 via a")) == 18
+
+
+def test_counters_that_were_reset_never_show_below_zero() -> None:
+    text = '[sessions.s]\nsources = ["eth0"]\ntarget = "gre://192.0.2.{}"\n'
+    rig = Rig(text.format(1))
+    wishes = Wishes(rig.policy.plan)
+    status = Status(wishes, rig.policy, Interfaces(rig.pipeline, lambda _: None, lambda _: None))
+    rig.feed([udp(1)] * 5)
+    status.reset()
+    for number in range(2, 40):  # ledgers come and go: one may lie where another was
+        rig.apply(text.format(number))
+        (member,) = status.pools()[0]["members"]
+        assert member["num_total_pkts_cloned"] == 0
+
+
+class Tables:
+    """Stands for the tables of clients: one for each namespace."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, NatTable] = {}
+
+    def table(self, session: SessionPlan) -> NatTable:
+        return self.tables.setdefault(session.sources[0].partition(":")[0], NatTable())
+
+    def keep(self, sessions: object) -> None: ...
+
+
+def test_a_session_that_moves_to_another_namespace_gets_its_clients() -> None:
+    text = """
+[pools.p]
+preserve_client_ip = true
+members = [{{ ip = "192.0.2.1", via = "gre://192.0.2.1" }}]
+[sessions.s]
+sources = ["{}:eth0"]
+target = "p"
+"""
+    tables: Any = Tables()
+    rig = Rig("")
+    rig.policy.clients = tables
+    for namespace in ("one", "two"):
+        rig.apply(text.format(namespace))
+        assert rig.policy.sessions[0].groups[0].nat is tables.tables[namespace]

@@ -7,6 +7,7 @@ of a flow have the same key (:func:`flow_key`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -65,6 +66,13 @@ class FlowTable:
         slot[new] = self._make_room(key[row[new]], now[row[new]])
         row, slot = row[slot >= 0], slot[slot >= 0]
         self._keys[slot], self._values[slot], self._seen[slot] = key[row], value[row], now[row]
+
+    def renumber(self, numbers: Mapping[int, int]) -> None:
+        """Give all flows of a number another one, and forget those of numbers that have none."""
+        before = self._values
+        self._values = np.full(len(before), _NOTHING, np.int32)
+        for old, new in numbers.items():
+            self._values[before == old] = new
 
     def forget(self, values: npt.ArrayLike) -> None:
         """Take all flows out that have one of these numbers."""

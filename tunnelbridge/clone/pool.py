@@ -155,6 +155,11 @@ class InTurnPerFlow:
         self._available = self._takes & np.asarray(available, np.bool_)
         self._in_turn.set_available(available)
 
+    def follow(self, former: InTurnPerFlow, numbers: Sequence[int | None]) -> None:
+        """Go on with the flows of a pool that was changed; ``numbers`` are its members' there."""
+        self._flows = former._flows
+        self._flows.renumber({old: new for new, old in enumerate(numbers) if old is not None})
+
     def choose(self, wanted: Wanted) -> Column:
         """Return a member's number for each packet, -1 when no member is available."""
         key, now = wanted.flow_key, wanted.now

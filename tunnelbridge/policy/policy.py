@@ -7,7 +7,7 @@ flows, turns of round robins.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from tunnelbridge.clone.guard import LoopGuard, Signature
@@ -145,23 +145,26 @@ class Policy:
 
     def _session(self, plan: SessionPlan, former: Session | None) -> Session:
         """Return the session of a plan, with all that it has in common with a former one."""
-        before = former.groups if former else []
-        known = {member.plan.ip: member for group in before for member in group.members}
-        groups = [self._group(plan, each, known) for each in plan.groups]
-        for number, group in enumerate(groups):
-            groups[number] = next((each for each in before if each.is_like(group)), group)
+        known = former.groups if former else []
+        before = {group.plan.name: group for group in known}
+        if len(known) == len(plan.groups) == 1:  # by whatever name
+            before = {plan.groups[0].name: known[0]}
+        groups = [self._group(plan, each, before.get(each.name)) for each in plan.groups]
         return Session(plan, groups, former)
 
-    def _group(self, session: SessionPlan, plan: GroupPlan, former: Mapping[str, Member]) -> Group:
+    def _group(self, session: SessionPlan, plan: GroupPlan, former: Group | None) -> Group:
         cut = _may_cut(session)
         members = [
             Member(each, [self._tunnels[_key(target, cut, self._mtu)] for target in each.targets])
             for each in plan.members
         ]
-        for member in members:
-            if member.plan.ip in former:
-                member.ledger = former[member.plan.ip].ledger
-        return Group(plan, members, self._nat(session, (plan,)))
+        group = Group(plan, members, self._nat(session, (plan,)))
+        if former is None:
+            return group
+        if former.is_like(group):
+            return former
+        group.follow(former)
+        return group
 
     def _nat(self, session: SessionPlan, groups: Iterable[GroupPlan]) -> NatTable | None:
         """Return the table of clients if one of the groups wants it; raises UserError."""

@@ -9,7 +9,7 @@ import numpy as np
 from tunnelbridge.batch import Column, Flags
 from tunnelbridge.clone.flow_table import FlowTable, flow_key
 from tunnelbridge.clone.nat import NatTable
-from tunnelbridge.clone.pool import Wanted, chooser
+from tunnelbridge.clone.pool import Chooser, InTurnPerFlow, Wanted, chooser
 from tunnelbridge.ledger import SessionLedger
 from tunnelbridge.policy.captured import Captured
 from tunnelbridge.policy.member import Member
@@ -24,9 +24,9 @@ class Group:
     def __init__(self, plan: GroupPlan, members: list[Member], nat: NatTable | None) -> None:
         self.plan = plan
         self.members = members
-        self._nat = nat
+        self.nat = nat
         self._up: Flags = np.ones(len(members), np.bool_)
-        self._choose = None
+        self._choose: Chooser | None = None
         if plan.distribution != "all":
             self._choose = chooser(
                 plan.distribution,
@@ -37,21 +37,36 @@ class Group:
 
     def is_like(self, other: Group) -> bool:
         """Tell whether both send the same to the same tunnels: then turns go on with either."""
-        return self.plan == other.plan and all(
-            mine.tunnels == others.tunnels
-            for mine, others in zip(self.members, other.members, strict=True)
+        return (
+            self.plan == other.plan
+            and self.nat is other.nat
+            and all(
+                mine.tunnels == others.tunnels
+                for mine, others in zip(self.members, other.members, strict=True)
+            )
         )
+
+    def follow(self, former: Group) -> None:
+        """Take over what counts on for a group that was changed: its members' counters, its flows."""
+        before = {member.plan.ip: number for number, member in enumerate(former.members)}
+        now = [before.get(member.plan.ip) for member in self.members]
+        for member, number in zip(self.members, now, strict=True):
+            if number is not None:
+                member.ledger = former.members[number].ledger
+        if isinstance(self._choose, InTurnPerFlow) and isinstance(former._choose, InTurnPerFlow):
+            self._choose.follow(former._choose, now)
 
     def set_up(self, is_up: Callable[[MemberPlan], bool]) -> None:
         """Follow the members' health; ``is_up`` is asked for each."""
-        self._up = np.array([is_up(member.plan) for member in self.members], np.bool_)
-        if self._choose is not None:
-            self._choose.set_available(self._up)
+        up: Flags = np.array([is_up(member.plan) for member in self.members], np.bool_)
+        if self._choose is not None and (up != self._up).any():  # buckets take 10 ms
+            self._choose.set_available(up)
+        self._up = up
 
     def send(self, frames: Frames, captured: Captured, ledger: SessionLedger) -> None:
         """Give every frame to its member, or to all of them."""
-        if self._nat is not None:
-            frames = self._with_client_addresses(frames, captured, self._nat)
+        if self.nat is not None:
+            frames = self._with_client_addresses(frames, captured, self.nat)
         takers = [
             member
             for member, up in zip(self.members, self._up, strict=True)
@@ -61,7 +76,7 @@ class Group:
             for member in takers:
                 ledger.copies += member.send(frames)
             ledger.no_member += 0 if takers else len(frames.batch)
-        elif len(takers) == 1:
+        elif len(takers) == 1 and not self.plan.per_flow:  # flows are remembered for later
             ledger.copies += takers[0].send(frames)
         else:
             self._send_to_chosen(
