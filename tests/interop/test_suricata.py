@@ -123,6 +123,11 @@ def test_alerts_on_cloned_http_without_a_bad_checksum(place: Place) -> None:
     assert before["tcp"]["invalid_checksum"] == 0
     assert stats["tcp"]["invalid_checksum"] == 1  # the one that is wrong on the wire as well
     assert stats["decoder"]["invalid"] == 0
+    assert stats["capture"]["kernel_drops"] == stats["capture"]["errors"] == 0
+    assert stats["capture"]["kernel_packets"] == stats["decoder"]["pkts"]
+    truncated = [each for each in counters(stats) if "trunc" in each[0]]
+    assert {"trunc_pkt", "ipv4_trunc_pkt", "trunc_exthdr"} <= {name for name, _ in truncated}
+    assert not any(count for _, count in truncated), truncated
     assert stats["decoder"]["max_pkt_size"] == live.FULL_FRAME
     assert stats["tcp"]["reassembly_gap"] == 0
     assert {alert["alert"]["signature"] for alert in events(log, "alert")} == {"tunnelbridge"}
@@ -133,6 +138,15 @@ def test_alerts_on_cloned_http_without_a_bad_checksum(place: Place) -> None:
     for http in events(log, "http"):
         assert http["http"]["status"] == 200
         assert http["http"]["length"] == OCTETS
+
+
+def counters(stats: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield all counters, at whatever depth, with their last names."""
+    for name, value in stats.items():
+        if isinstance(value, dict):
+            yield from counters(value)
+        else:
+            yield name, value
 
 
 def last_stats(log: Path) -> dict[str, Any]:
