@@ -85,8 +85,8 @@ def _describe_interface(name: str, plans: list[SessionPlan]) -> tuple[Link, str]
     found = mirrorable(name)
     wanted = common_direction(plans)
     direction = seen_direction(found, wanted)
-    program = kernel_program(plans, expression_programs(plans, name), name, direction)
-    open_socket(found.name, program, False).close()
+    kernel = kernel_program(plans, expression_programs(plans, name), name, direction)
+    open_socket(found.name, kernel.program, False).close()
     state = "up" if found.up else "DOWN: nothing will be seen until it is up"
     why = "" if direction == wanted else " (loopback shows each packet twice)"
     return found, f"source   {found.name}, MTU {found.mtu}, {state}, direction {direction}{why}"

@@ -11,13 +11,12 @@ import structlog
 from tunnelbridge.clone.rules import Direction
 from tunnelbridge.errors import UserError
 from tunnelbridge.ledger import SourceLedger
-from tunnelbridge.linux.libc import Program
 from tunnelbridge.linux.namespace import in_thread
 from tunnelbridge.linux.netlink import Link, link
 from tunnelbridge.linux.ring import Ring
 from tunnelbridge.linux.tpacket import find_interface, interface_index
 from tunnelbridge.pipeline import Pipeline
-from tunnelbridge.policy.programs import common_direction, expression_programs, kernel_program
+from tunnelbridge.policy.programs import KernelProgram, common_direction
 from tunnelbridge.policy.selection import Selection
 
 T = TypeVar("T")
@@ -80,26 +79,28 @@ class InterfaceSource:
         return self.ring
 
     def _open(self) -> Ring:
-        program, direction = self._select(exact_from=0)
+        kernel, direction = self._select()
         self._index = interface_index(self.name)
-        return Ring(self.name, program=program, ignore_outgoing=direction == "in")
+        ring = Ring(self.name, program=kernel.program, ignore_outgoing=direction == "in")
+        self._selection.exact_from = 0 if kernel.is_exact else None
+        return ring
 
-    def _select(self, exact_from: int) -> tuple[Program, Direction]:
+    def _select(self) -> tuple[KernelProgram, Direction]:
         """Let the sessions of now decide; return the kernel's part and the direction to capture."""
         found = mirrorable(self.name)
         sessions = self._pipeline.policy.for_source(self.namespace, self.name)
         plans = [session.plan for session in sessions]
         direction = seen_direction(found, common_direction(plans))
-        expressions = expression_programs(plans, self.name)
-        program = kernel_program(plans, expressions, self.name, direction)
-        self._selection = Selection(sessions, expressions, exact_from)
-        return program, direction
+        programs = self._pipeline.policy.programs.of_source(plans, self.name, direction)
+        self._selection = Selection(sessions, programs.expressions)
+        return programs.kernel, direction
 
     def follow_policy(self) -> None:
         """Take over what sessions are now; packets that are in the ring already are decided again."""
         if self.ring is not None:
-            program, _ = self._inside(lambda: self._select(time_ns() + SETTLING))
-            self.ring.set_filter(program)
+            kernel, direction = self._inside(self._select)
+            self.ring.set_filter(kernel.program, ignore_outgoing=direction == "in")
+            self._selection.exact_from = time_ns() + SETTLING if kernel.is_exact else None
 
     def _inside(self, work: Callable[[], T]) -> T:
         return work() if self.namespace is None else in_thread(work, self.namespace)

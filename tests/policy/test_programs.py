@@ -55,7 +55,8 @@ TEXTS = {
 def test_what_is_mirrored_comes_through(name: str) -> None:
     rig = Rig(TEXTS[name])
     plans = [each.plan for each in rig.policy.for_file()]
-    program = kernel_program(plans, expression_programs(plans, "lo"), "lo", common_direction(plans))
+    expressions = expression_programs(plans, "lo")
+    program = kernel_program(plans, expressions, "lo", common_direction(plans)).program
     refused = 0
     for frame, direction in itertools.product(FRAMES, (INBOUND, OUTBOUND)):
         batch = from_packets([frame], direction=direction)
@@ -72,7 +73,7 @@ def test_what_is_mirrored_comes_through(name: str) -> None:
 def test_replies_of_a_policys_flows_come_through() -> None:
     rig = Rig(TEXTS["policy"])
     plans = [each.plan for each in rig.policy.for_file()]
-    program = kernel_program(plans, {}, "lo", "both")
+    program = kernel_program(plans, {}, "lo", "both").program
     frames = [tcp(1000, 80), reply(1000, 80), tcp(1000, 443), reply(1000, 443)]
     assert (bpf.run(program, from_packets(frames)) > 0).tolist() == [True, True, False, False]
 
@@ -89,7 +90,7 @@ def test_fifty_sessions_of_ten_rules_fit_the_kernel() -> None:
         text += session(f"s{number}", "a", f'filter = "f{number}"\npriority = {number + 1}')
     rig = Rig(text)
     plans = [each.plan for each in rig.policy.for_file()]
-    program = kernel_program(plans, {}, "lo", "both")
+    program = kernel_program(plans, {}, "lo", "both").program
     assert len(program) <= 4096
     wanted = tcp(1, 8003, "192.0.2.1", "10.49.3.7")
     verdict = bpf.run(program, from_packets([wanted, tcp(1, 8003, "192.0.2.1", "10.49.4.7")]))

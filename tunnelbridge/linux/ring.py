@@ -167,9 +167,10 @@ class Ring:
         self._drops += drops
         return self._packets, self._drops
 
-    def set_filter(self, program: libc.Program) -> None:
+    def set_filter(self, program: libc.Program, *, ignore_outgoing: bool = False) -> None:
         """Replace the filter at once and without a gap; what came before stays readable."""
         tpacket.attach(self._socket, self.interface, program)
+        tpacket.leave_out_outgoing(self._socket, ignore_outgoing)
 
     def stop(self) -> None:
         """Accept no further packet. What came before stays readable, the last within 2 ms."""

@@ -92,9 +92,7 @@ def open_socket(interface: str, program: libc.Program, ignore_outgoing: bool) ->
         raise privileges.missing("CAP_NET_RAW", f"capturing from {interface}") from None
     try:
         attach(sock, interface, program)
-        if ignore_outgoing:
-            with contextlib.suppress(OSError):  # before Linux 4.20
-                sock.setsockopt(libc.SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        leave_out_outgoing(sock, ignore_outgoing)
         membership = struct.pack("iHH8x", interface_index(interface), PACKET_MR_PROMISC, 0)
         sock.setsockopt(libc.SOL_PACKET, PACKET_ADD_MEMBERSHIP, membership)
     except BaseException:
@@ -114,6 +112,12 @@ def attach(sock: socket.socket, interface: str, program: libc.Program) -> None:
             f"the filter for {interface} is too large for this kernel: shorten it or raise "
             "net.core.optmem_max"
         ) from None
+
+
+def leave_out_outgoing(sock: socket.socket, wanted: bool) -> None:
+    """Hear what this host sends, or do not; kernels before Linux 4.20 always do."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(libc.SOL_PACKET, PACKET_IGNORE_OUTGOING, int(wanted))
 
 
 def allocate(sock: socket.socket, block_size: int, blocks: int) -> tuple[int, bool]:

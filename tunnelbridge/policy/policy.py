@@ -18,6 +18,7 @@ from tunnelbridge.ledger import SenderLedger, SessionLedger, TunnelLedger
 from tunnelbridge.policy.clients import Clients
 from tunnelbridge.policy.member import Member
 from tunnelbridge.policy.plan import GroupPlan, MemberPlan, Plan, SessionPlan, Watched
+from tunnelbridge.policy.programs import Programs
 from tunnelbridge.policy.session import Group, Session
 from tunnelbridge.policy.sources import applies
 from tunnelbridge.targets import Target, open_tunnel, refuse_a_port_of_two_kinds
@@ -43,6 +44,7 @@ class Policy:
         self.sessions: list[Session] = []
         self.guard = LoopGuard([])
         self.clients = clients
+        self.programs = Programs()
         self._open = opener
         self._tunnels: dict[TunnelKey, Tunnel] = {}
         self._numberings: dict[Signature, Numbering] = {}

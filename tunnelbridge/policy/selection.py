@@ -49,8 +49,10 @@ class Selection:
     Args:
         sessions: those that apply to this source, in order.
         programs: the BPF program of each session with an expression, by its number.
+
+    Attributes:
         exact_from: the kernel has applied the only session's filter to packets that came at or after
-            this time (ns): nothing is left to decide. None: it never does (files).
+            this time (ns): nothing is left to decide. None: it does not (files, several sessions).
 
     """
 
@@ -58,11 +60,10 @@ class Selection:
         self,
         sessions: Sequence[Session],
         programs: Mapping[int, bpf.Program],
-        exact_from: int | None = None,
     ) -> None:
         self.sessions = sessions
         self._programs = programs
-        self._exact_from = exact_from if len(sessions) == 1 and programs else None
+        self.exact_from: int | None = None
         self._takes_all = len(sessions) == 1 and sessions[0].plan.takes_everything
         lists = [_rules_of(session.plan) for session in sessions]
         self._classifier = Classifier(lists)
@@ -100,7 +101,7 @@ class Selection:
         return found
 
     def _is_decided(self, timestamp: int) -> bool:
-        return self._exact_from is not None and timestamp >= self._exact_from
+        return self.exact_from is not None and timestamp >= self.exact_from
 
     def _candidates(self, captured: Captured) -> Bits:
         """Return the rules that match each packet, expressions and known flows included."""
