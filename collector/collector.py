@@ -82,6 +82,7 @@ class Collector:
         self._line = console.LiveLine()
         self._stop = asyncio.Event()
         self._reason = ""
+        self.has_begun = False
         self._bug: BaseException | None = None
         self._last = (0, 0)
         self._pool = SlabPool()
@@ -124,6 +125,24 @@ class Collector:
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGUSR1, self._write_stats)
         loop.set_exception_handler(self._on_bug)
+        try:
+            await self._operation.start()
+            self._begin(loop)
+            await self._stop.wait()
+            if self._bug is None:
+                self._drain(loop)
+                self._hand_out(self.refinement.flush())
+        finally:
+            await self._operation.close()
+            self._count_drops()
+            self._close()
+            self._line.clear()
+        if self._bug is not None:
+            raise self._bug
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take frames and readers from now on."""
+        self.has_begun = True
         if self.options.duration is not None:
             loop.call_later(self.options.duration, self._end, "duration")
         for problem in self.listeners.problems:
@@ -141,19 +160,6 @@ class Collector:
         loop.call_later(TICK, self._tick, loop)
         if self.refinement.window is not None:
             self._hand_out_due(loop)
-        try:
-            await self._operation.start()
-            await self._stop.wait()
-            if self._bug is None:
-                self._drain(loop)
-                self._hand_out(self.refinement.flush())
-        finally:
-            await self._operation.close()
-            self._count_drops()
-            self._close()
-            self._line.clear()
-        if self._bug is not None:
-            raise self._bug
 
     def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """End with the traceback of what a callback raised, rather than go on half alive."""
@@ -288,4 +294,5 @@ def listen(options: ListenOptions) -> None:
     try:
         uvloop.run(collector.run())
     finally:
-        collector.report()
+        if collector.has_begun:
+            collector.report()

@@ -99,6 +99,8 @@ LISTENING = {
     "no such namespace": (1, ["--gre", "--tap", "nowhere:mon0"], ["nowhere"]),
     "long tap name": (2, ["--gre", "--tap", "a-name-that-is-too-long"], ["15"]),
     "tap on a real interface": (1, ["--gre", "--tap", "eth0"], ["eth0"]),
+    "nowhere for the control socket": (1, ["--gre", "--control", "/nowhere/x"], ["/nowhere"]),
+    "no port for metrics": (2, ["--gre", "--metrics", "here"], ["here", "PORT"]),
 }
 
 
