@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +93,11 @@ def mirrored(expression: str = "", direction: Direction = "both") -> Iterator[Mi
 @pytest.fixture
 def small_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make rings of four blocks, which overflow soon."""
-    monkeypatch.setattr(source, "Ring", functools.partial(Ring, blocks=4, block_size=4096))
+
+    def small(interface: str, **options: Any) -> Ring:
+        return Ring(interface, **options | {"blocks": 4, "block_size": 4096})
+
+    monkeypatch.setattr(source, "Ring", small)
 
 
 @pytest.mark.parametrize(

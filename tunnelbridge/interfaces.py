@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -26,7 +27,12 @@ from tunnelbridge.linux.tpacket import interface_names
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.policy.plan import SessionPlan
 from tunnelbridge.policy.sources import SourcePattern, parse_source
-from tunnelbridge.source import InterfaceSource, mirrorable
+from tunnelbridge.source import MOST_BLOCKS, InterfaceSource, mirrorable
+
+FULL_SIZED: Final = 4
+"""Rings of one size; the next so many have half of it, down to FEWEST_BLOCKS."""
+FEWEST_BLOCKS: Final = 16
+"""Of a ring: 4 MiB."""
 
 
 @dataclass(slots=True)
@@ -64,7 +70,9 @@ class Interfaces:
         self.follow_policy(strict=True)
 
     def follow_policy(self, strict: bool = False) -> None:
-        """Attach, detach and refilter as the policy says now."""
+        """Attach, detach and refilter as the policy says now; before the start nothing."""
+        if self._loop is None:
+            return
         plans = [each.plan for each in self._pipeline.policy.sessions]  # disabled ones wait
         self._patterns = list(dict.fromkeys(patterns(plans)))
         wanted = {pattern.namespace for pattern in self._patterns}
@@ -87,14 +95,16 @@ class Interfaces:
         for namespace in self._namespaces.values():
             if namespace.name is not None and identity(namespace.name) != namespace.identity:
                 self._follow_namespace(namespace)
-            self._attach_matching(namespace.name)
-        for source in list(self.sources):
+        for source in list(self.sources):  # who has another name now is let go of first
             source.count_drops()
             self._follow_link(source)
+        for name in self._namespaces:
+            self._attach_matching(name)
         self._list_in_ledger()
 
     def close(self) -> None:
-        """End all monitors and detach all sources; they stay listed."""
+        """End all monitors and detach all sources; they stay listed, and nothing is followed."""
+        self._loop = None
         for namespace in self._namespaces.values():
             if namespace.monitor is not None:
                 namespace.monitor.close()
@@ -143,6 +153,8 @@ class Interfaces:
         return any(pattern.matches(namespace, name) for pattern in self._patterns)
 
     def _on_link(self, namespace: str | None, name: str) -> None:
+        if self._loop is None:
+            return
         known = [each for each in self.sources if (each.namespace, each.name) == (namespace, name)]
         for source in known:
             self._follow_link(source)
@@ -160,7 +172,7 @@ class Interfaces:
             self._detach(source)
         if source.find() is None and self._is_by_glob(source):
             self._remove(source)
-        elif source.is_stale() and source.reattach():
+        elif source.is_stale() and source.reattach(self._room()):
             self._log.info("interface is back", interface=source.ledger.name)
             self._on_attach(source)
 
@@ -173,7 +185,7 @@ class Interfaces:
             if not pattern.is_glob and pattern not in known:
                 source = InterfaceSource(pattern.name, pattern.namespace, self._pipeline)
                 try:
-                    source.attach()
+                    source.attach(self._room())
                 except UserError:
                     if strict:
                         raise
@@ -193,7 +205,7 @@ class Interfaces:
                 continue
             source = InterfaceSource(name, namespace, self._pipeline)
             try:
-                source.attach()
+                source.attach(self._room())
             except UserError as error:
                 if name not in unfit:
                     self._log.warning(f"not mirrored: {error}", interface=source.ledger.name)
@@ -203,6 +215,11 @@ class Interfaces:
             self.sources.append(source)
             self._log.info("interface is mirrored", interface=source.ledger.name)
             self._on_attach(source)
+
+    def _room(self) -> int:
+        """Return the blocks of the next ring: hundreds of containers have less each."""
+        attached = sum(source.ring is not None for source in self.sources)
+        return max(MOST_BLOCKS >> attached // FULL_SIZED, FEWEST_BLOCKS)
 
     def _refilter(self, source: InterfaceSource) -> None:
         """Let a source follow the policy; one that has just gone is detached, and looked for."""

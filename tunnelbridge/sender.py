@@ -304,11 +304,16 @@ class Sender:
         ticks = 0
         while True:
             await asyncio.sleep(TICK)
+            clients = self.policy.clients
             if not self._stop.is_set():
+                if clients is not None:  # before the first packet of a namespace that is new
+                    clients.look()
                 self.interfaces.look()
+            if self.pipeline.is_done:  # by what an interface that vanished had left
+                self._end("count")
             ticks += 1
-            if ticks % REFRESH == 0 and self.policy.clients is not None:
-                self.policy.clients.refresh()
+            if ticks % REFRESH == 0 and clients is not None:
+                clients.refresh()
             for tunnel in self.policy.tunnels:
                 with contextlib.suppress(UserError, OSError):  # no route now: sending counts it
                     tunnel.refresh()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from time import monotonic, time_ns
 from typing import Final, TypeVar
@@ -28,6 +29,8 @@ BATCHES_AT_ONCE: Final = 4
 """Batches per wake-up, so that signals and timers are never kept waiting."""
 LONGEST_READ: Final = 0.1
 """Seconds after which a wake-up takes no further block: full queues make blocks slow."""
+MOST_BLOCKS: Final = 256
+"""Of a ring: 64 MiB, half a second at 1 Gbit/s."""
 ARPHRD_ETHER: Final = 1  # linux/if_arp.h
 ARPHRD_LOOPBACK: Final = 772
 
@@ -71,17 +74,19 @@ class InterfaceSource:
         self._is_down = False
         self._index: int | None = None
 
-    def attach(self) -> Ring:
+    def attach(self, blocks: int = MOST_BLOCKS) -> Ring:
         """Open the ring; raises UserError where the interface or the right to it is missing."""
-        self.ring = self._inside(self._open)
+        self.ring = self._inside(lambda: self._open(blocks))
         self._seen = self._dropped = 0
         self._is_down = False
         return self.ring
 
-    def _open(self) -> Ring:
+    def _open(self, blocks: int) -> Ring:
         kernel, direction = self._select()
         self._index = interface_index(self.name)
-        ring = Ring(self.name, program=kernel.program, ignore_outgoing=direction == "in")
+        ring = Ring(
+            self.name, program=kernel.program, ignore_outgoing=direction == "in", blocks=blocks
+        )
         self._selection.exact_from = 0 if kernel.is_exact else None
         return ring
 
@@ -103,7 +108,11 @@ class InterfaceSource:
             self._selection.exact_from = time_ns() + SETTLING if kernel.is_exact else None
 
     def _inside(self, work: Callable[[], T]) -> T:
-        return work() if self.namespace is None else in_thread(work, self.namespace)
+        try:
+            return work() if self.namespace is None else in_thread(work, self.namespace)
+        except OSError as error:  # it vanished meanwhile, or there are no descriptors left
+            reason = os.strerror(error.errno or 0)
+            raise UserError(f"cannot mirror {self.ledger.name}: {reason}") from None
 
     def is_stale(self) -> bool:
         """Tell whether the interface of this name is another one now, or is there again, or gone."""
@@ -178,10 +187,10 @@ class InterfaceSource:
             ledger.kernel_dropped += drops
             ledger.received += drops
 
-    def reattach(self) -> bool:
+    def reattach(self, blocks: int = MOST_BLOCKS) -> bool:
         """Open the ring on an interface that is there again; False if it went away at once."""
         try:
-            self.attach()
+            self.attach(blocks)
         except UserError:
             return False
         return True

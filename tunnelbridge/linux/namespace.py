@@ -6,6 +6,7 @@ other one runs. File descriptors that the work opens belong to that namespace fo
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -72,3 +73,6 @@ def _enter(namespace: str) -> None:
         netns.setns(namespace, flags=0)  # moves this thread only
     except PermissionError:
         raise privileges.missing("CAP_SYS_ADMIN", f"entering namespace {namespace}") from None
+    except OSError as error:  # just being made or taken away: its file is there without it
+        reason = os.strerror(error.errno or 0)
+        raise UserError(f"cannot enter network namespace {namespace}: {reason}") from None

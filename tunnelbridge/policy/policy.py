@@ -76,6 +76,8 @@ class Policy:
         self.plan = plan
         self.guard.watch_for([target.signature() for target in plan.targets])
         self._follow_health()
+        if self.clients is not None:
+            self.clients.keep(plan.sessions)
         self._list_in_ledger(former.values(), unused)
         for tunnel in unused:
             tunnel.close()
