@@ -97,7 +97,9 @@ class Lab:
                 full, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
             )
         except FileNotFoundError:
-            raise LabError(f"{full[0]} is not installed: tools/setup scenarios installs it") from None
+            raise LabError(
+                f"{full[0]} is not installed: tools/setup scenarios installs it"
+            ) from None
         if check and done.returncode:
             raise LabError(f"{shlex.join(full)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
