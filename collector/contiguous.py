@@ -13,6 +13,8 @@ from collector.delivery import Delivery
 from tunnelbridge.batch import NO_OCTETS, Batch, Column, Octets
 from tunnelbridge.wire.octets import load, ragged
 
+FEW: Final = 16
+"""Frames that are copied sooner one by one than as columns."""
 _CHUNK: Final = 64
 """Octets copied at once: fewer indices, and at most this much memory wasted per frame."""
 
@@ -44,11 +46,27 @@ def contiguous(frames: Batch) -> Batch:
     )
 
 
+def snapshot(delivery: Delivery, rows: slice | Column = slice(None)) -> Delivery:
+    """Return the frames ``rows``, without heads, over memory of their own.
+
+    As cheap for few frames as can be. Whole columns are shared: nobody changes them.
+    """
+    frames = contiguous(delivery.frames)
+    length = frames.length[rows]
+    memory, start = _copy(frames.memory, frames.start[rows], length, 0)
+    kept = (frames.wire_length[rows], frames.timestamp[rows], frames.direction[rows])
+    return Delivery(
+        Batch(memory, start, length, *kept),
+        delivery.stream[rows],
+        delivery.gap[rows],
+        delivery.truncated[rows],
+    )
+
+
 def join(parts: Sequence[Delivery]) -> Delivery:
-    """Return the frames of several copies, without heads, as one delivery; there is at least one."""
+    """Return the frames of several snapshots as one delivery; there is at least one."""
     if len(parts) == 1:
         return parts[0]
-    parts = [part.copied() for part in parts]  # only the octets of the frames that go
     size = np.array([part.frames.memory.size for part in parts], np.int64)
     shift: Column = np.repeat(np.cumsum(size) - size, [len(part) for part in parts])
     frames = [part.frames for part in parts]
@@ -69,6 +87,10 @@ def join(parts: Sequence[Delivery]) -> Delivery:
 
 def _copy(memory: Octets, start: Column, length: Column, room: int) -> tuple[Octets, Column]:
     """Copy slices with ``room`` chunks of anything in front; return the copy and their places."""
+    if not room and 0 < len(start) <= FEW:
+        pairs = zip(start.tolist(), length.tolist(), strict=True)
+        pieces = [memory[first : first + size] for first, size in pairs]
+        return np.concatenate(pieces), np.cumsum(length) - length
     chunks = -(-length // _CHUNK) + room
     first = np.cumsum(chunks) - chunks
     place = (first + room) * _CHUNK

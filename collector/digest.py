@@ -34,6 +34,11 @@ _CLASSES: Final = np.array(
 _FIXED6: Final = ipv6.HEADER.itemsize
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 _HALF: Final = np.uint64(32)
+_MIXING: Final = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+_LAST_SHIFT: Final = np.uint64(31)
 # Octets 16 and 17 of a TCP header and 6 and 7 of a UDP header, in words of little-endian order.
 _TCP_CHECKSUM: Final = (2, np.uint64(0xFFFF_FFFF_FFFF_0000))
 _UDP_CHECKSUM: Final = (0, np.uint64(0x0000_FFFF_FFFF_FFFF))
@@ -150,11 +155,17 @@ class Digester:
         return total
 
     def _mixed(self, words: Words, count: Column) -> Words:
-        """Sum the first ``count`` words of each row, each mixed with the key of its place."""
+        """Sum the first ``count`` words of each row, each mixed with the key of its place.
+
+        As :func:`tunnelbridge.wire.flow.mix`, in place: less would let changes in two words cancel
+        each other out in the sum.
+        """
         size = words.shape[1]
         words ^= self._key[:size]
-        words *= _ODD
-        words ^= words >> _HALF
+        for shift, factor in _MIXING:
+            words ^= words >> shift
+            words *= factor
+        words ^= words >> _LAST_SHIFT
         if (count != size).any():
             words *= np.arange(size) < count[:, None]
         total: Words = words.sum(axis=1, dtype=np.uint64)

@@ -2,7 +2,7 @@
 
 Every frame is counted, and whether it was cut. The rest is read of a sample of flows, both
 directions and all packets of each: of all flows while few frames come, of half of them, a quarter
-and so on when more than 2,048 frames of the sample come in a second. The sample only gets smaller,
+and so on when more than 1,024 frames of the sample come in a second. The sample only gets smaller,
 because a flow that were followed from its middle would seem to have no beginning; what was counted
 of flows begins anew then. Of the sample's frames are read: the flow
 (:mod:`collector.flow_health`), the checksums, and whether the same packet came before within 20 ms.
@@ -10,23 +10,23 @@ of flows begins anew then. Of the sample's frames are read: the flow
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
 
-from collector.contiguous import contiguous, join
+from collector.contiguous import FEW, join, snapshot
 from collector.dedup import Deduplicator
 from collector.delivery import Delivery
 from collector.flow_health import TCP, FlowTable, Segments
 from collector.packet_checks import bad_checksums, ip_end
-from tunnelbridge.batch import Batch, Column
+from tunnelbridge.batch import Batch, Column, Octets
 from tunnelbridge.wire import ethernet
 from tunnelbridge.wire.five_tuple import FiveTuples, read_five_tuples
 from tunnelbridge.wire.flow import Flows, Words, mix, read_flows
 from tunnelbridge.wire.octets import load
 
-BUDGET: Final = 2048
+BUDGET: Final = 1024
 """Frames of the sample in one second."""
 AT_ONCE: Final = 512
 MOST_SHIFT: Final = 16
@@ -34,12 +34,34 @@ DUPLICATE_WINDOW: Final = 20_000_000
 DUPLICATE_ENTRIES: Final = 1 << 14
 SECOND: Final = 10**9
 _UDP: Final = 17
-_ENDS4: Final = np.dtype([("source", ">u4"), ("destination", ">u4"), ("ports", ">u2", 2)])
-_ENDS6: Final = np.dtype([("words", ">u8", 4), ("ports", ">u2", 2)])
+_ODD: Final = np.uint64(0x9E3779B97F4A7C15)
+_TYPE: Final = np.dtype([("type", ">u2")])
+_ENDS4: Final = np.dtype(
+    [("source", "=u4"), ("destination", "=u4"), ("from", "=u2"), ("to", "=u2")]
+)
+"""In any order of octets: only what both directions have in common is drawn from."""
+_ENDS6: Final = np.dtype([("words", "=u8", 4), ("ports", "=u2", 2)])
 _TCP_HEADER: Final = np.dtype(
     [("ports", ">u4"), ("sequence", ">u4"), ("acknowledgement", ">u4"), ("offset", "u1"),
      ("flags", "u1")]
 )  # fmt: skip
+
+
+class _Heap:
+    """Snapshots that wait to be one delivery."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._parts: list[Delivery] = []
+
+    def add(self, part: Delivery) -> None:
+        self._parts.append(part)
+        self.frames += len(part)
+
+    def take(self) -> Delivery:
+        """Return all of it, at least one frame."""
+        parts, self._parts, self.frames = self._parts, [], 0
+        return join(parts)
 
 
 class MirrorHealth:
@@ -50,34 +72,47 @@ class MirrorHealth:
         self._flows = FlowTable()
         self._dedup = Deduplicator(DUPLICATE_WINDOW, key, DUPLICATE_ENTRIES)
         self._shift = 0
-        self._pending: list[Delivery] = []
-        self._waiting = 0
+        self._raw = _Heap()
+        """Frames of small batches, of which nobody has looked yet which are of the sample."""
+        self._sample = _Heap()
         self._second = self._in_second = 0
         self.frames = self.truncated = self.sampled = 0
         self.checked = self.bad_checksums = 0
 
     def take(self, delivery: Delivery) -> None:
-        """Look at a batch; frames of the sample are copied and read when there are enough."""
+        """Look at a batch; frames of the sample are copied and read when there are enough.
+
+        What costs something for each batch, however small, is done once for many small ones.
+        """
         self.frames += len(delivery)
         self.truncated += int(np.count_nonzero(delivery.truncated))
-        if self._shift:
-            rows = np.flatnonzero(lots(delivery.frames) & np.uint64(self._mask) == 0)
-            if not rows.size:
-                return
-            delivery = delivery.select(rows)
-        if len(delivery):
-            frames = contiguous(delivery.frames)
-            self._pending.append(replace(delivery, frames=frames).copied())
-            self._waiting += len(delivery)
-        if self._waiting >= AT_ONCE:
-            self.settle()
+        if len(delivery) > FEW:
+            self._sift(delivery)
+        elif len(delivery):
+            self._raw.add(snapshot(delivery))
+            if self._raw.frames >= AT_ONCE:
+                self._sift(self._raw.take())
+        if self._sample.frames >= AT_ONCE:
+            self._read_all(self._sample.take())
 
     def settle(self) -> None:
-        """Read the frames that wait; called about once a second too."""
-        pending, self._pending, self._waiting = self._pending, [], 0
-        if not pending:
-            return
-        together = join(pending)
+        """Read the frames that wait."""
+        if self._raw.frames:
+            self._sift(self._raw.take())
+        if self._sample.frames:
+            self._read_all(self._sample.take())
+
+    def _sift(self, delivery: Delivery) -> None:
+        """Keep the frames of the sample."""
+        if self._shift:
+            rows = np.flatnonzero(lots(delivery.frames) & np.uint64(self._mask) == 0)
+            if rows.size:
+                self._sample.add(snapshot(delivery, rows))
+        else:
+            self._sample.add(snapshot(delivery))
+
+    def _read_all(self, together: Delivery) -> None:
+        """Read frames; the sample may get smaller between two parts of them."""
         for first in range(0, len(together), AT_ONCE):
             part = together.select(np.arange(first, min(first + AT_ONCE, len(together))))
             kept = np.flatnonzero(lots(part.frames) & np.uint64(self._mask) == 0)
@@ -164,6 +199,10 @@ def lots(frames: Batch) -> Words:
     no IP all draw 1, so that none of them is in any sample but the whole.
     """
     memory = frames.memory
+    if frames.head_length is None:
+        network = frames.start + ethernet.HEADER.itemsize
+        if (load(memory, network - 2, _TYPE)["type"] == ethernet.IPV4).all():  # the usual batch
+            return _drawn(_ends4(memory, network))
     head = 0 if frames.head_length is None else frames.head_length
     start = frames.start - head
     network = start + ethernet.HEADER.itemsize
@@ -174,20 +213,29 @@ def lots(frames: Batch) -> Words:
         network = network + np.where(frames.head_length == 16, 4, 0)
     limit = memory.size - 1
     version = memory[np.minimum(network, limit)] >> 4
-    ends = load(memory, network + 12, _ENDS4)
-    drawn = (ends["source"] ^ ends["destination"]).astype(np.uint64)
-    ports = ends["ports"]
-    drawn += (ports[:, 0] ^ ports[:, 1]).astype(np.uint64) << np.uint64(32)
+    ends = _ends4(memory, network)
     six = np.flatnonzero(version == 6)
     if six.size:
         ends6 = load(memory, network[six] + 8, _ENDS6)
-        words = ends6["words"].astype(np.uint64)
+        words = ends6["words"]
         both = words[:, 0] ^ words[:, 2] ^ mix(words[:, 1] ^ words[:, 3])
-        drawn[six] = both + (ends6["ports"][:, 0] ^ ends6["ports"][:, 1])
-    drawn = mix(drawn)
+        ends[six] = both + (ends6["ports"][:, 0] ^ ends6["ports"][:, 1])
+    drawn = _drawn(ends)
     other = (version != 4) & (version != 6)
     if other.any():
         drawn[other] = np.iinfo(np.uint64).max
+    return drawn
+
+
+def _ends4(memory: Octets, network: Column) -> Words:
+    header = load(memory, network + 12, _ENDS4)
+    ends: Words = (header["source"] ^ header["destination"]).astype(np.uint64)
+    ends |= (header["from"] ^ header["to"]).astype(np.uint64) << np.uint64(32)
+    return ends
+
+
+def _drawn(ends: Words) -> Words:
+    drawn: Words = (ends * _ODD) >> np.uint64(40)  # the highest bits depend on all
     return drawn
 
 

@@ -10,13 +10,12 @@ The buffer is bounded in octets: when it is full the oldest frames go on before 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from collector.contiguous import contiguous, join
+from collector.contiguous import join, snapshot
 from collector.delivery import Delivery
 from tunnelbridge.batch import Column
 
@@ -57,7 +56,7 @@ class Reorderer:
     def put(self, delivery: Delivery, now: int) -> Delivery | None:
         """Take frames at ``now`` (nanoseconds since the epoch); return what is due, if anything is."""
         if len(delivery):
-            copy = replace(delivery, frames=contiguous(delivery.frames)).copied()
+            copy = snapshot(delivery)
             self._waiting.append(_Waiting(copy, np.minimum(delivery.frames.timestamp, now)))
             self._octets += int(copy.frames.length.sum())
         due = self.due(now)
@@ -101,6 +100,7 @@ class Reorderer:
         time = np.concatenate([each.time for each in going])
         self.late += int(np.count_nonzero(time < self._gone))
         self._gone = max(self._gone, int(time.max()))
-        joined = join([each.delivery for each in going])
+        # of what goes only its own octets, not those of frames that stay
+        joined = join([snapshot(each.delivery) for each in going])
         self._octets -= int(joined.frames.length.sum())
         return joined.select(np.argsort(time, kind="stable"))

@@ -229,6 +229,27 @@ def test_the_digest_is_of_octets_not_of_where_they_lie() -> None:
     assert len(set(found.value.tolist())) == len(packets)
 
 
+def test_changes_do_not_cancel_out() -> None:
+    """The highest bits of two words, and two words that change places."""
+    text = bytes(range(64))
+    flipped, swapped = bytearray(text), text[8:16] + text[:8] + text[16:]
+    flipped[7] ^= 0x80  # behind a UDP header of one word
+    flipped[15] ^= 0x80
+    packets = [
+        bytes(frame(ip(), UDP(sport=1, dport=2, chksum=1), Raw(bytes(each))))
+        for each in (text, flipped, swapped)
+    ]
+    digests = Digester(5).read(batch_of(packets), np.zeros(3, np.int64))
+    assert len(set(digests.value.tolist())) == 3
+
+
+def test_fragments_have_an_identification() -> None:
+    """So a copy of one is a duplicate whatever way it came."""
+    six = IPv6(src="2001:db8::1", dst="2001:db8::2")
+    packet = frame(six, IPv6ExtHdrFragment(m=1, id=7, nh=6), TCP(sport=1, dport=2), TEXT)
+    assert find(Deduplicator(WINDOW, 1), [packet, packet]) == [False, True]
+
+
 def test_another_key_gives_other_digests() -> None:
     batch, none = batch_of(list(PACKETS.values())), np.zeros(len(PACKETS), np.int64)
     first, second = (Digester(key).read(batch, none).value for key in (1, 2))

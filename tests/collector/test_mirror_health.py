@@ -200,6 +200,10 @@ def test_resets_and_reused_ports_are_no_holes() -> None:
         sport=40000, dport=443, flags="R", seq=5_000
     )  # fmt: skip
     assert report([*frames, reset, *second.frames])["acked_unseen_octets"] == 0
+    wild = reset.copy()
+    wild[TCP].flags, wild[TCP].ack = "RA", (first.next["b"] + 5000) % (1 << 32)
+    wild[IP].chksum = wild[TCP].chksum = None
+    assert report([*frames, wild])["acked_unseen_octets"] == 0
     # the same without a SYN: a jump of a gigabyte is another connection
     assert report(frames + second.frames[3:], 1)["acked_unseen_octets"] == 0
 
@@ -373,6 +377,10 @@ def test_idle_flows_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> N
         health.settle()
     found = health.as_dict()
     assert (found["sample"], found["flows"], found["tcp_without_syn"]) == (1, 20, 0)
+    middle = [frame for each in range(4) for frame in talk(port=900 + each).without(0, 1)]
+    health.take(deliver(middle, 10**18 + 20 * flow_health.IDLE))
+    found = health.as_dict()
+    assert (found["flows"], found["tcp_without_syn"], found["acked_unseen_octets"]) == (24, 4, 0)
     frames = [frame for each in range(30) for frame in talk(port=500 + each).frames]
     health.take(deliver(frames, 10**18))
     found = health.as_dict()
