@@ -19,8 +19,8 @@ from tunnelbridge.config.mirror import Mirror
 from tunnelbridge.config.tunnel import TUNNELS
 
 ROOT = Path(__file__).parents[1]
-README, POLICY, VENDORS = (
-    ROOT / name for name in ("README.md", "docs/policy.md", "docs/vendors.md")
+README, POLICY, COLLECTOR, VENDORS = (
+    ROOT / name for name in ("README.md", "docs/policy.md", "docs/collector.md", "docs/vendors.md")
 )
 APPLICATIONS = {"tunnelbridge": cli.app, "collector": collector.cli.app}
 INTENDED = "no session and no policy: nothing is mirrored but what stand_in's members get"
@@ -72,7 +72,7 @@ def parse(words: list[str]) -> None:
     "words",
     [
         pytest.param(words, id=" ".join(words[:3]))
-        for path in (README, POLICY)
+        for path in (README, POLICY, COLLECTOR)
         for words in commands(path)
     ],
 )
@@ -81,8 +81,9 @@ def test_commands_parse(words: list[str]) -> None:
 
 
 def test_commands_are_found_and_a_wrong_one_is_seen() -> None:
-    found = [words[1] for path in (README, POLICY) for words in commands(path)]
-    assert {"send", "check", "listen", "decap", "explain", "show", "reload", "import"} <= set(found)
+    found = {words[1] for path in (README, POLICY, COLLECTOR) for words in commands(path)}
+    assert {"send", "check", "listen", "decap", "explain", "show", "reload", "import"} <= found
+    assert {"verify", "extcap", "top", "reconcile"} <= found
     with pytest.raises(Exception, match="No such option"):
         parse(["tunnelbridge", "send", "--cnfig", "mirror.toml"])
     with pytest.raises(AssertionError, match="no command"):
@@ -107,6 +108,25 @@ def tables(annotation: Any) -> Iterator[type[BaseModel]]:
 @pytest.mark.parametrize("key", sorted(set(keys(Mirror))))
 def test_every_key_is_described(key: str) -> None:
     assert re.search(rf"[`\[{{ .]{key}\b", POLICY.read_text()), f"{key} is not in docs/policy.md"
+
+
+def options(name: str) -> list[str]:
+    """Return the options of one of the collector's commands."""
+    command: Any = typer.main.get_command(collector.cli.app)
+    told = [text for each in command.commands[name].params for text in each.opts]
+    return [text for text in told if text.startswith("--")]
+
+
+@pytest.mark.parametrize("option", options("listen"))
+def test_every_option_of_the_collector_is_described(option: str) -> None:
+    """In docs/collector.md, or in --help alone where there is no more to say."""
+    if option not in ("--verbose", "--quiet"):
+        assert re.search(rf"{option}\b", COLLECTOR.read_text()), f"{option} is not described"
+
+
+@pytest.mark.parametrize("command", ["verify", "extcap", "show", "top", "reconcile", "decap"])
+def test_every_command_of_the_collector_is_described(command: str) -> None:
+    assert f"collector {command}" in COLLECTOR.read_text() + README.read_text()
 
 
 def test_every_tunnel_is_in_the_readme() -> None:
