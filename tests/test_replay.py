@@ -72,7 +72,7 @@ async def run(path: Path, speed: str, listener: object, stop: asyncio.Event | No
     told: list[int] = []
     capture = open_capture(path)
     stop = stop or asyncio.Event()
-    await replay(capture, listener, None, parse_speed(speed), stop, told.append)
+    await replay(capture, listener, lambda: None, parse_speed(speed), stop, told.append)
     return told
 
 
@@ -190,7 +190,7 @@ async def test_up_to_the_damage(clock: Clock, tmp_path: Path) -> None:
     listener = Listener(clock)
     capture = open_capture(path)
 
-    await replay(capture, listener, None, None, asyncio.Event(), lambda _: None)
+    await replay(capture, listener, lambda: None, None, asyncio.Event(), lambda _: None)
 
     assert [octets for _, octets in listener.seen] == [numbered(1), numbered(2)]
     assert capture.damage

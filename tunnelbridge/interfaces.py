@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -89,6 +89,15 @@ class Interfaces:
         for name in wanted:
             self._attach_matching(name)
         self._list_in_ledger()
+
+    def check(self, plans: Sequence[SessionPlan]) -> None:
+        """Refuse sessions that cannot be followed; raises UserError and UsageError.
+
+        Compiles their expressions too: call it in a thread. An interface that is followed already may
+        be away.
+        """
+        check_named(plans, known=self._patterns)
+        self._pipeline.policy.programs.renew(plans)
 
     def look(self) -> None:
         """Compare what is there with what is attached."""
@@ -251,10 +260,13 @@ def patterns(plans: Iterable[SessionPlan]) -> list[SourcePattern]:
     return [parse_source(each) for plan in plans for each in plan.sources]
 
 
-def check_named(plans: Iterable[SessionPlan]) -> None:
-    """Refuse interfaces that are named, not globbed, and are not there; raises UserError."""
+def check_named(plans: Iterable[SessionPlan], known: Iterable[SourcePattern] = ()) -> None:
+    """Refuse interfaces that are named, not globbed, and are not there; raises UserError.
+
+    Those that are ``known`` may be away.
+    """
     for pattern in dict.fromkeys(patterns(plans)):
-        if pattern.is_glob:
+        if pattern.is_glob or pattern in known:
             continue
         in_thread(partial(mirrorable, pattern.name), pattern.namespace)
 

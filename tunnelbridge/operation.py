@@ -19,12 +19,12 @@ from tunnelbridge.control import ControlServer, default_path
 from tunnelbridge.control_client import answers
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.health import HealthMonitor
-from tunnelbridge.interfaces import Interfaces, check_named
-from tunnelbridge.linux.libpcap import compile_filter
+from tunnelbridge.interfaces import Interfaces
 from tunnelbridge.policy.from_config import STAND_IN
 from tunnelbridge.policy.plan import Plan, StandInPlan
 from tunnelbridge.policy.policy import Policy
 from tunnelbridge.policy.wishes import Wishes
+from tunnelbridge.replay import FileSource
 from tunnelbridge.stand_in import StandIn
 from tunnelbridge.status import Status
 
@@ -46,7 +46,7 @@ class Operation:
         read: Callable[[], Wishes] | None,
         wishes: Wishes,
         policy: Policy,
-        interfaces: Interfaces,
+        interfaces: Interfaces | FileSource,
         control: Path | None,
     ) -> None:
         self._read = read
@@ -99,7 +99,7 @@ class Operation:
         if self._read is None:
             raise UsageError("there is no file to read again: sources and targets were options")
         async with self._reloading:
-            fresh = await asyncio.to_thread(_checked, self._read)
+            fresh = await asyncio.to_thread(self._checked, self._read)
             stand_in = self._stand_in
             if fresh.plan.stand_in != self._standing_in:  # the former one answers meanwhile
                 wanted = fresh.plan.stand_in
@@ -117,6 +117,12 @@ class Operation:
             before = self._status.wishes.mirror
             self._status.wishes = fresh
         return before.difference(fresh.mirror) if before and fresh.mirror else []
+
+    def _checked(self, read: Callable[[], Wishes]) -> Wishes:
+        """Read, and try what can be tried; in a thread, because names and interfaces are asked for."""
+        fresh = read()
+        self._interfaces.check(fresh.plan.sessions)
+        return fresh
 
     def _follow(self, fresh: Wishes) -> None:
         """Take over a plan; raises UserError and OSError before anything but health has changed."""
@@ -195,15 +201,6 @@ class Operation:
         for change in changes:
             self._log.info(f"reloaded: {change}")
         return {"changes": changes}
-
-
-def _checked(read: Callable[[], Wishes]) -> Wishes:
-    """Read, and try what can be tried; in a thread, because names and interfaces are asked for."""
-    fresh = read()
-    check_named(fresh.plan.sessions)
-    for session in fresh.plan.sessions:
-        compile_filter(session.expression, interface="lo")
-    return fresh
 
 
 async def _standing_in(plan: StandInPlan) -> StandIn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -14,7 +14,11 @@ from tunnelbridge.capture.ethernet import as_ethernet
 from tunnelbridge.capture.reader import Capture
 from tunnelbridge.errors import UsageError
 from tunnelbridge.pipeline import Pipeline
+from tunnelbridge.policy.plan import SessionPlan
+from tunnelbridge.policy.policy import Policy
+from tunnelbridge.policy.programs import expression_programs
 from tunnelbridge.policy.selection import Selection
+from tunnelbridge.source import InterfaceSource
 
 NANOSECONDS: Final = 1_000_000_000
 LONGEST_NAP: Final = 0.05
@@ -40,15 +44,41 @@ def parse_speed(text: str) -> float | None:
     return speed
 
 
+class FileSource:
+    """A capture file as the one source of every session, whatever their sources are."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.sources: Sequence[InterfaceSource] = ()
+        self._policy = policy
+        self.follow_policy()
+
+    def check(self, plans: Sequence[SessionPlan]) -> None:
+        """Refuse sessions that a file cannot have; raises UsageError."""
+        expression_programs(plans, None)
+
+    def follow_policy(self) -> None:
+        """Let the sessions of now decide."""
+        sessions = self._policy.for_file()
+        programs = expression_programs([session.plan for session in sessions], None)
+        self._selection = Selection(sessions, programs)
+
+    def selection(self) -> Selection:
+        """Return what decides now."""
+        return self._selection
+
+
 async def replay(
     capture: Capture,
     pipeline: Pipeline,
-    selection: Selection,
+    selection: Callable[[], Selection],
     speed: float | None,
     stop: asyncio.Event,
     advance: Callable[[int], None],
 ) -> None:
-    """Take a capture file through the pipeline; ``advance`` is told the octets read so far."""
+    """Take a capture file through the pipeline.
+
+    ``selection`` says what is mirrored now; ``advance`` is told the octets read so far.
+    """
     clock = asyncio.get_running_loop().time
     began, sent, first, offset = clock(), 0, None, 0
     for captured in capture.batches():
@@ -66,7 +96,7 @@ async def replay(
             elapsed = int((clock() - began) * NANOSECONDS)
             ready = int(np.searchsorted(due, elapsed, side="right"))
             if ready > done:
-                pipeline.process(batch.select(np.arange(done, ready)), selection)
+                pipeline.process(batch.select(np.arange(done, ready)), selection())
                 done = ready
                 advance(offset + (capture.offset - offset) * done // count)
                 await asyncio.sleep(0)

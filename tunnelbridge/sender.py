@@ -26,16 +26,14 @@ from tunnelbridge.config.tunnel import MtuPolicy
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.interfaces import Interfaces, check_named
 from tunnelbridge.ledger import SenderLedger
-from tunnelbridge.linux.libc import Program
 from tunnelbridge.linux.ring import Ring
 from tunnelbridge.operation import Operation, free_path
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.policy.clients import Clients
 from tunnelbridge.policy.policy import Policy
 from tunnelbridge.policy.programs import expression_programs
-from tunnelbridge.policy.selection import Selection
 from tunnelbridge.policy.wishes import Wishes, from_file, from_options
-from tunnelbridge.replay import parse_speed, replay
+from tunnelbridge.replay import FileSource, parse_speed, replay
 from tunnelbridge.source import LONGEST_READ, InterfaceSource
 from tunnelbridge.watch import LossWatch
 
@@ -128,16 +126,15 @@ class Sender:
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # a loop keeps weak references only
         wishes = options.wishes()
-        self._programs: dict[int, Program] = {}
         if options.file is None:
             check_named(wishes.plan.sessions)
         else:
-            enabled = [each for each in wishes.plan.sessions if each.enabled]
-            self._programs = expression_programs(enabled, None)
+            expression_programs(wishes.plan.sessions, None)
         clients = Clients() if options.file is None else None  # a file's packets are of elsewhere
         self.policy = Policy(wishes.plan, wishes.mtu, clients)
         self.pipeline = Pipeline(self.policy, options.count)
         self.interfaces = Interfaces(self.pipeline, self._listen, self._unlisten)
+        self._file = None if options.file is None else FileSource(self.policy)
         control = options.control
         if control is None and options.config is not None:
             control = free_path(options.config.stem)
@@ -145,7 +142,7 @@ class Sender:
             options.wishes if options.config is not None else None,
             wishes,
             self.policy,
-            self.interfaces,
+            self._file or self.interfaces,
             control,
         )
         self._watch = LossWatch()
@@ -174,14 +171,16 @@ class Sender:
         ticker.add_done_callback(self._on_task_end)
         try:
             await self.operation.start()
-            if self.options.file is not None:
-                await self._send_file(self.options.file)
+            if self.options.file is not None and self._file is not None:
+                await self._send_file(self.options.file, self._file)
             else:
                 await self._send_interfaces(loop)
         except Exception as error:  # raised below, unless an earlier one is
             self._fail(error)
         finally:
             ticker.cancel()
+            for reloading in self._tasks:
+                reloading.cancel()
             await self.operation.close()
             self.policy.close()
             self._line.clear()
@@ -221,13 +220,10 @@ class Sender:
         self._reason = self._reason or reason
         self._stop.set()
 
-    async def _send_file(self, path: Path) -> None:
-        capture = open_capture(path)
-        selection = Selection(self.policy.for_file(), self._programs)
+    async def _send_file(self, path: Path, source: FileSource) -> None:
+        capture, speed = open_capture(path), self.options.speed_value
         with console.progress(capture.total_octets, path.name) as advance:
-            await replay(
-                capture, self.pipeline, selection, self.options.speed_value, self._stop, advance
-            )
+            await replay(capture, self.pipeline, source.selection, speed, self._stop, advance)
         if self.pipeline.is_done:
             self._end("count")
         if capture.damage:

@@ -15,13 +15,14 @@ from tunnelbridge.policy.member import Member
 from tunnelbridge.policy.policy import Policy
 from tunnelbridge.policy.session import Group, Session
 from tunnelbridge.policy.wishes import Wishes
+from tunnelbridge.replay import FileSource
 from tunnelbridge.targets import Target
 
 
 class Status:
     """Answers ``show WHAT``; keeps what NSX's counters were when they were last reset."""
 
-    def __init__(self, wishes: Wishes, policy: Policy, interfaces: Interfaces) -> None:
+    def __init__(self, wishes: Wishes, policy: Policy, interfaces: Interfaces | FileSource) -> None:
         self.wishes = wishes
         self._policy = policy
         self._interfaces = interfaces

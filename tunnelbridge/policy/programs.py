@@ -42,26 +42,34 @@ class Programs:
     libpcap takes 40 ms for an expression, and says the same for every Ethernet interface.
     """
 
-    def __init__(self, expressions: Mapping[str, Program] | None = None) -> None:
-        self._expressions = dict(expressions or {})
+    def __init__(self) -> None:
+        self._expressions: dict[str, Program] = {}
         self._kernel: dict[object, KernelProgram] = {}
 
     def of_source(
         self, plans: Sequence[SessionPlan], interface: str, direction: Direction
     ) -> SourcePrograms:
         """Return the programs of a source with these sessions; raises UsageError and UserError."""
+        compiled, kernel = self._expressions, self._kernel  # a thread may renew them
         for expression in expressions_of(plans):
-            if expression not in self._expressions:
-                self._expressions[expression] = compile_filter(expression, interface=interface)
+            if expression not in compiled:
+                compiled[expression] = compile_filter(expression, interface=interface)
         expressions = {
-            number: self._expressions[plan.expression]
+            number: compiled[plan.expression]
             for number, plan in enumerate(plans)
             if _has_expression(plan)
         }
         key = (direction, *((each.rules, each.is_stateful, each.expression) for each in plans))
-        if key not in self._kernel:
-            self._kernel[key] = kernel_program(plans, expressions, interface, direction)
-        return SourcePrograms(expressions, self._kernel[key])
+        if key not in kernel:
+            kernel[key] = kernel_program(plans, expressions, interface, direction)
+        return SourcePrograms(expressions, kernel[key])
+
+    def renew(self, plans: Iterable[SessionPlan]) -> None:
+        """Compile the sessions' expressions, because names may mean other addresses by now."""
+        self._expressions = {
+            each: compile_filter(each, interface="lo") for each in expressions_of(plans)
+        }
+        self._kernel = {}
 
 
 def expressions_of(plans: Iterable[SessionPlan]) -> list[str]:
