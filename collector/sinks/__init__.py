@@ -1,8 +1,10 @@
 """Where frames are delivered. Each sink accounts for itself and cannot hurt the others.
 
 ``options`` is what users may say of any sink, ``selection`` its filter and snap length, ``queued``
-a writer thread behind a bounded queue. ``pcap`` is such a sink; ``tap`` writes at once, it never
-blocks.
+a writer thread behind a bounded queue. ``pcap`` is such a sink; these take frames at once and never
+wait: ``tap``, ``tap_per_stream``, ``inject``, ``serve`` (with ``live_socket``, ``live_readers`` and the
+``live_records`` that readers share), ``forward``, ``forward_raw`` (with ``back_ends`` and ``carried``;
+``forwarding`` is what both have in common). ``flows`` reads the flows of any frames.
 
 Capture files: ``formats`` is what they are made of, ``capture_file`` one of them, ``rotating`` the sink
 for ``--pcap DIR/`` with ``limits`` and ``naming``; ``publisher`` takes finished files from there on,
