@@ -18,7 +18,6 @@ from tunnelbridge.policy.plan import SessionPlan
 from tunnelbridge.policy.policy import Policy
 from tunnelbridge.policy.programs import expression_programs
 from tunnelbridge.policy.selection import Selection
-from tunnelbridge.source import InterfaceSource
 
 NANOSECONDS: Final = 1_000_000_000
 LONGEST_NAP: Final = 0.05
@@ -48,7 +47,7 @@ class FileSource:
     """A capture file as the one source of every session, whatever their sources are."""
 
     def __init__(self, policy: Policy) -> None:
-        self.sources: Sequence[InterfaceSource] = ()
+        self.sources: tuple[()] = ()
         self._policy = policy
         self.follow_policy()
 
