@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from collector import cli_files, cli_live, cli_show
-from tunnelbridge.command_line import Count, Duration, Stats, Verbose, run
+from tunnelbridge.command_line import Count, Duration, Metrics, Stats, Verbose, run
 
 app = typer.Typer(
     help="Collect mirrored traffic: take the tunnels off and hand out the frames.",
@@ -118,7 +118,7 @@ def listen(
     reorder: cli_show.Reorder = None,
     health: cli_show.Health = True,
     control: cli_show.ListenControl = None,
-    metrics: cli_show.Metrics = None,
+    metrics: Metrics = None,
     heartbeat: Annotated[
         str | None,
         typer.Option(

@@ -48,12 +48,6 @@ Reorder = Annotated[
     str | None,
     typer.Option(metavar="MS", help="Hold frames so long to put all streams in order of time."),
 ]
-Metrics = Annotated[
-    str | None,
-    typer.Option(
-        metavar="[HOST:]PORT", help="Serve Prometheus metrics here; by default 127.0.0.1."
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:

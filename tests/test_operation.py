@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,37 @@ labels = {{ decrypted = "true" }}
         for what in ("sessions", "pools", "arp", "fdb", "tunnels", "stats"):
             printed = lab.run(*PROGRAM, "show", what, "--control", str(tmp_path / "s.sock"))
             assert max(map(len, printed.splitlines()), default=0) <= 80
+
+
+def test_prometheus_may_ask(tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client", reason="needs prometheus-client")
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    argv = [
+        *PROGRAM, "send", "-i", "lo", "--filter", "udp port 9", "--to", "vxlan://127.0.0.1:9999",
+        "--metrics", f"127.0.0.1:{port}", "--count", "3",
+    ]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(argv, stderr=log)
+    try:
+        lab.until(lambda: '"cloning"' in (tmp_path / "log").read_text() or process.poll(), 15)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(2):
+                sock.sendto(b"x", ("127.0.0.1", 9))
+
+        def asked() -> dict[str, float]:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+            return {
+                sample.name: sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+                if not sample.labels
+            }
+
+        lab.until(lambda: asked().get("tunnelbridge_cloned_total") == 2, 10, "two clones")
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tunnelbridge import cli_config, cli_control
-from tunnelbridge.command_line import Count, Duration, Stats, Verbose, run
+from tunnelbridge.command_line import Count, Duration, Metrics, Stats, Verbose, run
 
 if TYPE_CHECKING:
     from tunnelbridge.sender import SendOptions
@@ -102,6 +102,7 @@ def _options(
     duration: Duration = None,
     stats: Stats = None,
     control: Control = None,
+    metrics: Metrics = None,
     verbose: Verbose = False,
 ) -> Any:  # typer evaluates annotations; SendOptions comes late, so that --help is quick
     from tunnelbridge.config.tunnel import MtuPolicy
@@ -123,6 +124,7 @@ def _options(
         duration=duration,
         stats=stats,
         control=control,
+        metrics=metrics,
         verbose=verbose,
     )
 

@@ -17,6 +17,12 @@ Stats = Annotated[
     str | None,
     typer.Option(metavar="FILE|-", help="Write the ledger as JSON at the end and on SIGUSR1."),
 ]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[HOST:]PORT", help="Serve Prometheus metrics here; by default 127.0.0.1."
+    ),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on standard error.")]
 
 

@@ -20,6 +20,7 @@ from tunnelbridge.control_client import answers
 from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.health import HealthMonitor
 from tunnelbridge.interfaces import Interfaces
+from tunnelbridge.metrics import MetricsServer, sender_families
 from tunnelbridge.policy.from_config import STAND_IN
 from tunnelbridge.policy.plan import Plan, StandInPlan
 from tunnelbridge.policy.policy import Policy
@@ -38,6 +39,7 @@ class Operation:
         read: reads what ``reload`` is to follow; None where the command line said it all.
         wishes: what is followed now.
         control: the path on which to answer; None: nowhere.
+        metrics: the address on which Prometheus may ask; None: nowhere.
 
     """
 
@@ -48,6 +50,7 @@ class Operation:
         policy: Policy,
         interfaces: Interfaces | FileSource,
         control: Path | None,
+        metrics: str | None = None,
     ) -> None:
         self._read = read
         self._policy = policy
@@ -55,6 +58,11 @@ class Operation:
         self._status = Status(wishes, policy, interfaces)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._server: ControlServer | None = None
+        self._metrics: MetricsServer | None = None
+        if metrics is not None:
+            self._metrics = MetricsServer(
+                metrics, lambda: sender_families(self._policy.ledger.as_dict())
+            )
         self._health: HealthMonitor | None = None
         self._stand_in: StandIn | None = None
         self._standing_in: StandInPlan | None = None
@@ -73,6 +81,9 @@ class Operation:
         if self._server is not None:
             await self._server.start()
             self._log.info("control socket", path=str(self._server.path))
+        if self._metrics is not None:
+            await self._metrics.start()
+            self._log.info("metrics", url=self._metrics.url)
         plan = self._policy.plan
         self._watch(plan)
         if plan.stand_in is not None:
@@ -84,8 +95,9 @@ class Operation:
 
     async def close(self) -> None:
         """End what :meth:`start` began."""
-        if self._server is not None:
-            await self._server.close()
+        for server in (self._server, self._metrics):
+            if server is not None:
+                await server.close()
         if self._health is not None:
             self._health.close()
         if self._stand_in is not None:

@@ -66,6 +66,7 @@ class SendOptions:
     duration: float | None = None
     stats: str | None = None
     control: Path | None = None
+    metrics: str | None = None
     verbose: bool = False
     speed_value: float | None = field(init=False, default=None)
 
@@ -144,6 +145,7 @@ class Sender:
             self.policy,
             self._file or self.interfaces,
             control,
+            options.metrics,
         )
         self._watch = LossWatch()
         self._last = (0, 0)
