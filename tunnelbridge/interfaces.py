@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -27,10 +29,12 @@ from tunnelbridge.linux.tpacket import interface_names
 from tunnelbridge.pipeline import Pipeline
 from tunnelbridge.policy.plan import SessionPlan
 from tunnelbridge.policy.sources import SourcePattern, parse_source
-from tunnelbridge.source import MOST_BLOCKS, InterfaceSource, mirrorable
+from tunnelbridge.source import LONGEST_READ, MOST_BLOCKS, InterfaceSource, mirrorable
 
 FULL_SIZED: Final = 4
 """Rings of one size; the next so many have half of it, down to FEWEST_BLOCKS."""
+BREATH: Final = 0.001
+"""Seconds until more of them are attached."""
 FEWEST_BLOCKS: Final = 16
 """Of a ring: 4 MiB."""
 
@@ -61,6 +65,7 @@ class Interfaces:
         self._patterns: list[SourcePattern] = []
         self._namespaces: dict[str | None, _Namespace] = {}
         self._vanished: SourceLedger | None = None
+        self._is_catching_up = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -86,8 +91,7 @@ class Interfaces:
             else:
                 self._refilter(source)
         self._attach_named(strict)
-        for name in wanted:
-            self._attach_matching(name)
+        self._attach_matching(*wanted, at_once=strict)
         self._list_in_ledger()
 
     def check(self, plans: Sequence[SessionPlan]) -> None:
@@ -107,8 +111,7 @@ class Interfaces:
         for source in list(self.sources):  # who has another name now is let go of first
             source.count_drops()
             self._follow_link(source)
-        for name in self._namespaces:
-            self._attach_matching(name)
+        self._attach_matching(*self._namespaces)
         self._list_in_ledger()
 
     def close(self) -> None:
@@ -202,28 +205,56 @@ class Interfaces:
                     self._on_attach(source)
                 self.sources.append(source)
 
-    def _attach_matching(self, namespace: str | None) -> None:
-        """Attach the interfaces that match a glob and are not attached yet."""
-        globs = [each for each in self._patterns if each.is_glob and each.namespace == namespace]
-        if not globs:
+    def _attach_matching(self, *namespaces: str | None, at_once: bool = False) -> None:
+        """Attach the interfaces that match a glob and are not attached yet.
+
+        Unless ``at_once`` some of them at a time: the kernel takes 30 ms for a ring, and the packets
+        of the others wait.
+        """
+        if self._is_catching_up:
             return
+        deadline = math.inf if at_once else monotonic() + LONGEST_READ
+        for namespace in namespaces:
+            for name in self._unattached(namespace):
+                is_new = self._attach(name, namespace)
+                if is_new and monotonic() > deadline and self._loop is not None:
+                    self._is_catching_up = True
+                    self._loop.call_later(BREATH, self._catch_up)
+                    return
+
+    def _catch_up(self) -> None:
+        self._is_catching_up = False
+        if self._loop is not None:
+            self._attach_matching(*self._namespaces)
+            self._list_in_ledger()
+
+    def _unattached(self, namespace: str | None) -> list[str]:
+        """Return the interfaces of a namespace that match a glob and have no source."""
+        globs = [each for each in self._patterns if each.is_glob and each.namespace == namespace]
         known = {source.name for source in self.sources if source.namespace == namespace}
+        names = _names(namespace) if globs else []
+        return [
+            name
+            for name in names
+            if name not in known and any(each.matches(namespace, name) for each in globs)
+        ]
+
+    def _attach(self, name: str, namespace: str | None) -> bool:
+        """Attach an interface; False, and told once, where it cannot be mirrored."""
         unfit = self._namespaces[namespace].unfit
-        for name in _names(namespace):
-            if name in known or not any(each.matches(namespace, name) for each in globs):
-                continue
-            source = InterfaceSource(name, namespace, self._pipeline)
-            try:
-                source.attach(self._room())
-            except UserError as error:
-                if name not in unfit:
-                    self._log.warning(f"not mirrored: {error}", interface=source.ledger.name)
-                unfit.add(name)
-                continue
-            unfit.discard(name)
-            self.sources.append(source)
-            self._log.info("interface is mirrored", interface=source.ledger.name)
-            self._on_attach(source)
+        source = InterfaceSource(name, namespace, self._pipeline)
+        try:
+            source.attach(self._room())
+        except UserError as error:
+            if name not in unfit:
+                self._log.warning(f"not mirrored: {error}", interface=source.ledger.name)
+            unfit.add(name)
+            return False
+        unfit.discard(name)
+        self.sources.append(source)
+        self._log.info("interface is mirrored", interface=source.ledger.name)
+        self._on_attach(source)
+        return True
 
     def _room(self) -> int:
         """Return the blocks of the next ring: hundreds of containers have less each."""

@@ -251,6 +251,23 @@ def namespace_called(name: str) -> Iterator[None]:
         lab.run("ip", "netns", "delete", name)
 
 
+def test_many_interfaces_at_once_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lab.namespace() as ns:
+        rig = Rig(SESSION.replace("SOURCE", f"{ns}:many*"))
+        with following(rig) as interfaces:
+            for number in range(6):
+                ends = f"many{number}", "type", "veth", "peer", "name", f"many{number}b"
+                lab.run("ip", "-n", ns, "link", "add", *ends)
+            monkeypatch.setattr("tunnelbridge.interfaces.LONGEST_READ", 0.0)
+            counts = []
+            for _ in range(13):
+                interfaces.look()
+                interfaces.look()  # not even then: the loop has to turn first
+                counts.append(len(interfaces.sources))
+                interfaces._is_catching_up = False  # as when the loop has turned
+            assert counts == [*range(1, 13), 12]
+
+
 NAT = """
 [pools.p]
 preserve_client_ip = true
