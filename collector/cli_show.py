@@ -98,11 +98,18 @@ def top(
 
 def reconcile(
     sender: Annotated[
-        Path, typer.Argument(metavar="SENDER_STATS", help="A file of --stats, or control socket.")
+        Path,
+        typer.Argument(
+            metavar="SENDER_STATS",
+            help="A file of --stats or show stats --json, or control socket.",
+        ),
     ],
     collector: Annotated[
         Path,
-        typer.Argument(metavar="COLLECTOR_STATS", help="A file of --stats, or control socket."),
+        typer.Argument(
+            metavar="COLLECTOR_STATS",
+            help="A file of --stats or show stats --json, or control socket.",
+        ),
     ],
     source: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Only streams from this outer source.")

@@ -203,13 +203,13 @@ def _sum(ledgers: Iterable[Ledger], name: str) -> int:
 
 
 def load(path: Path, role: str) -> dict[str, Any]:
-    """Return the ledger in a file of ``--stats``, or of the program behind a control socket.
+    """Return the ledger in a file, or of the program behind a control socket.
 
-    ``role`` is "sender" or "collector". Raises UserError: there is none, or it is another program's.
+    The file is of ``--stats`` or of ``show stats --json``. ``role`` is "sender" or "collector". Raises UserError: there is none, or it is another program's.
     """
     try:
         is_socket = stat.S_ISSOCK(path.stat().st_mode)
-        ledger = _ask(path, role) if is_socket else json.loads(path.read_text())
+        ledger = _unwrapped(_ask(path, role) if is_socket else json.loads(path.read_text()))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
@@ -224,5 +224,9 @@ def _ask(path: Path, role: str) -> Any:
     from tunnelbridge.control_client import ask
 
     program = SENDERS[0] if role == "sender" else COLLECTORS[0]
-    result = ask(path, {"command": "show", "what": "stats"}, program=program)
-    return result.get("ledger") if isinstance(result, dict) else None
+    return ask(path, {"command": "show", "what": "stats"}, program=program)
+
+
+def _unwrapped(told: Any) -> Any:
+    """Return the ledger itself: ``show stats`` tells more beside it."""
+    return told.get("ledger", told) if isinstance(told, dict) else None

@@ -20,6 +20,11 @@ RUN: Final = Path("/run")
 SHORTLY: Final = 1.0
 STEP: Final = 0.01
 CHUNK: Final = 1 << 16
+ADVICE: Final = {
+    "tunnelbridge send": "start it with --config or --control PATH",
+    "collector listen": "is collector listen running? --control PATH says where its socket is",
+}
+"""What to do when nobody is there; the collector has a socket without being asked to."""
 
 
 def ask(
@@ -84,10 +89,8 @@ def _exchange(sock: socket.socket, request: bytes, deadline: float) -> bytes:
 
 
 def _nobody(program: str, where: str) -> UserError:
-    return UserError(
-        f"no {program} is running with a control socket {where}: start it with --config or"
-        " --control PATH"
-    )
+    advice = ADVICE.get(program, "start it, or choose another with --control PATH")
+    return UserError(f"no {program} is running with a control socket {where}: {advice}")
 
 
 def find(program: str, given: Path | None = None) -> Path:
