@@ -205,7 +205,8 @@ def _sum(ledgers: Iterable[Ledger], name: str) -> int:
 def load(path: Path, role: str) -> dict[str, Any]:
     """Return the ledger in a file, or of the program behind a control socket.
 
-    The file is of ``--stats`` or of ``show stats --json``. ``role`` is "sender" or "collector". Raises UserError: there is none, or it is another program's.
+    The file is of ``--stats`` or of ``show stats --json``; ``role`` is "sender" or "collector".
+    Raises UserError: there is none, or it is another program's.
     """
     try:
         is_socket = stat.S_ISSOCK(path.stat().st_mode)

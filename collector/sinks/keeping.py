@@ -53,9 +53,15 @@ class Keeper:
             self._files[name] = kept
             self._unlisted.append(kept)
             with contextlib.suppress(OSError):
-                self._list()
+                self.write_list()
 
-    def _list(self) -> None:
+    @property
+    def has_unlisted(self) -> bool:
+        """Tell whether published files are not in the list yet."""
+        return bool(self._unlisted)
+
+    def write_list(self) -> None:
+        """Write what could not be written into the list before."""
         while self._unlisted:
             self._lines.append(asdict(self._unlisted[0]))
             del self._unlisted[0]
@@ -67,7 +73,6 @@ class Keeper:
 
     def apply(self, now: int) -> None:
         """Delete the oldest files until the rest is within the limits."""
-        self._list()
         if self._limits is None:
             return
         octets = sum(kept.size for kept in self._files.values())

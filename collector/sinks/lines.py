@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from collector.sinks.folder import TEMPORARY, Folder
+
+RESERVED: Final = 8192
+"""Octets on disk that the next lines have for themselves, so that a full disk does not stop them."""
+_KEEP_SIZE: Final = 1  # linux/falloc.h: the file's length stays as it is
+
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_fallocate.restype = ctypes.c_int
 
 
 class Lines:
@@ -27,6 +36,7 @@ class Lines:
         self._text = octets[: octets.rfind(b"\n") + 1]
         if self.torn:
             os.ftruncate(self._fd, len(self._text))
+        _reserve(self._fd)
 
     def take(self) -> Iterator[dict[str, Any]]:
         """Yield what was in the file when it was opened; once. Skips lines that are no objects."""
@@ -51,6 +61,7 @@ class Lines:
                 os.ftruncate(self._fd, size)
         if written != len(octets):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _reserve(self._fd)
 
     def sync(self) -> None:
         """Have what was appended survive a power cut."""
@@ -69,10 +80,16 @@ class Lines:
             raise
         os.close(self._fd)
         self._fd = fd
+        _reserve(self._fd)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+
+def _reserve(fd: int) -> None:
+    """Have room behind a file's end, if there is any and the file system can (fallocate(2))."""
+    _fallocate(fd, _KEEP_SIZE, os.fstat(fd).st_size, RESERVED)
 
 
 def as_line(line: dict[str, Any]) -> bytes:

@@ -94,10 +94,11 @@ class Publisher:
         return done
 
     def _run(self) -> None:
-        while self._take() or self._waiting or self._left:
+        while self._take() or self._waiting or self._left or self._keeper.has_unlisted:
             self._attempt(self._recover)
             self._attempt(self._publish_waiting)
             self._attempt(self._keep)
+            self._attempt(self._keeper.write_list, "published, but not listed yet for --keep")
             if time.monotonic() > (self._last_try if self._error else self._deadline):
                 break
         self._keeper.close()
@@ -121,14 +122,14 @@ class Publisher:
             return False
         return True
 
-    def _attempt(self, work: Callable[[], object]) -> None:
+    def _attempt(self, work: Callable[[], object], failure: str = "cannot publish") -> None:
         """Do something with files; what fails is told once and tried again later."""
         try:
             work()
         except OSError as problem:
             reason = problem.strerror or str(problem)
             if reason != self._error:
-                self._log.error("cannot publish", folder=self._folder.path, error=reason)
+                self._log.error(failure, folder=self._folder.path, error=reason)
             self._error = reason
 
     def _recover(self) -> None:

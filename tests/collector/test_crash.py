@@ -5,6 +5,8 @@ Every run kills five times; ``CRASHES=100 pytest tests/collector/test_crash.py``
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import shutil
@@ -374,3 +376,34 @@ def test_half_compressed_files_are_deleted_and_nothing_else(tmp_path: Path) -> N
         pass
     assert {path.name for path in own.iterdir()} == {"notes", "lock", "published.jsonl"}
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("limits", [None, Limits(number=100)])
+def test_what_is_published_on_a_full_disk_is_in_the_list(
+    small: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits | None
+) -> None:
+    """Not one octet is left when files are published; the next collector may delete them."""
+    told: list[str] = []
+    folder = small / "x"
+    with rig(folder, rotate=Limits(number=10), keep=limits) as made:
+        log = type("Log", (), {"error": lambda _, event, **__: told.append(event),
+                               "info": lambda *_, **__: None})()  # fmt: skip
+        monkeypatch.setattr(made.sink._publisher, "_log", log)
+        made.put(9)
+        _fill(small / "ballast")
+        made.put(1)  # there is room for it in the block that the file has
+        made.published(1)
+    (path,) = files_in(folder)
+    lines = (folder / ".collector" / "published.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in lines] == [path.name]
+    assert told == []
+    (small / "ballast").unlink()
+    with rig(folder, rotate=Limits(number=1), keep=Limits(number=1), now=made.now) as after:
+        after.put(2)
+        lab.until(lambda: not path.exists(), 10, "the deletion of the first")
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
