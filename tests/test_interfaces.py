@@ -248,6 +248,7 @@ def test_a_bad_file_changes_nothing_and_says_why(tmp_path: Path) -> None:
             before = sender.ask("show", "sessions")
             for bad, why in (
                 ("[sessions.kept\n", "mirror.toml"),
+                ("", "mirrors nothing"),
                 (config.replace("udp port 9", "udp prt 9"), "udp prt 9"),
                 (config.replace('target = "kept"', 'target = "nowhere"'), "nowhere"),
                 (config.replace(near, "nosuch0"), "nosuch0"),

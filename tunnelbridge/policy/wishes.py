@@ -10,6 +10,7 @@ from tunnelbridge.clone.rules import Direction
 from tunnelbridge.config.load import load
 from tunnelbridge.config.mirror import Mirror
 from tunnelbridge.config.tunnel import MtuPolicy
+from tunnelbridge.errors import UsageError
 from tunnelbridge.policy.from_config import plan_config
 from tunnelbridge.policy.from_options import plan_options
 from tunnelbridge.policy.plan import Plan
@@ -30,6 +31,8 @@ def from_file(path: Path, mtu: MtuPolicy | None = None) -> Wishes:
     ``mtu`` is the command line's, which counts before the file's.
     """
     mirror = load(path)
+    if not (mirror.sessions or mirror.policies or mirror.stand_in):  # or a file half written
+        raise UsageError(f"{path}: mirrors nothing: add a session, a policy or [stand_in]")
     return Wishes(plan_config(mirror), mtu or MtuPolicy(mirror.mtu), mirror)
 
 
