@@ -34,11 +34,6 @@ Levels = Annotated[
 ]
 
 
-cli_files.register(app)
-cli_live.register(app)
-cli_show.register(app)
-
-
 @app.command()
 def listen(
     bind: Annotated[
@@ -192,6 +187,11 @@ def decap(
     console.configure_logging(verbose)
     ports = parse_wanted(None, (), (), udp or (), ()).ports
     run_decap(source, destination, levels, ports, stats, time == "source")
+
+
+cli_show.register(app)
+cli_files.register(app)
+cli_live.register(app)
 
 
 def main() -> None:

@@ -104,8 +104,10 @@ def _opener(options: SinkOptions, wishes: FileWishes) -> Opener:
     from collector.sinks.formats import parse_format
 
     folder = is_folder(options.target)
-    name = options.more.get("format") or wishes.form or ("pcapng" if folder else "pcap")
-    form = parse_format(name, options.expression, options.snaplen)
+    own = options.more.get("format")
+    name = own or wishes.form or ("pcapng" if folder else "pcap")
+    asked = f"--pcap {options.target}: format" if own else "--format"
+    form = parse_format(name, options.expression, options.snaplen, asked)
     if not folder:
         return partial(_open_file, options, form)
     return partial(_open_folder, options, _file_options(form, wishes))

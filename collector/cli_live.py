@@ -69,8 +69,11 @@ def live_openers(
     servers = [parse_sink(text, "--serve", more=("format",)) for text in serve]
     if serve_filter and not servers:
         raise UsageError("--serve-filter goes with --serve")
-    prefixes = [parse_sink(text, "--tap-per-stream", more=("most",)) for text in tap_per_stream]
-    interfaces = [parse_sink(text, "--inject") for text in inject]
+    prefixes = [
+        parse_sink(text, "--tap-per-stream", more=("most",), queued=False)
+        for text in tap_per_stream
+    ]
+    interfaces = [parse_sink(text, "--inject", queued=False) for text in inject]
     return [
         *(partial(_tap_per_stream, options) for options in prefixes),
         *(partial(_inject, options) for options in interfaces),

@@ -25,7 +25,9 @@ def openers(
     files: FileWishes = NOTHING,
 ) -> Sequence[Opener]:
     """Return what opens the sinks that were asked for, in the ledger's order; raises UsageError."""
-    taps = [parse_sink(text, "--tap") for text in tap]
+    if tap_queues > 1 and not tap:
+        raise UsageError("--tap-queues goes with --tap")
+    taps = [parse_sink(text, "--tap", queued=False) for text in tap]
     pcaps = [parse_sink(text, "--pcap", ("format",)) for text in pcap]
     tap_sink = TapSink if tap_queues == 1 else partial(TapSink, queues=tap_queues)
     outputs = [options.target for options in pcaps].count("-")

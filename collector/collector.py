@@ -155,7 +155,10 @@ class Collector:
             if isinstance(sink, Serving):
                 sink.listen(loop)
         if not self.sinks:
-            self._log.warning("frames are only counted: deliver them with --pcap or --tap")
+            self._log.warning(
+                "frames are only counted: deliver them with --pcap, --tap, --serve, --inject or"
+                " --forward"
+            )
         self._log.info("listening", on=[listener.name for listener in self.listeners.open])
         loop.call_later(TICK, self._tick, loop)
         if self.refinement.window is not None:
@@ -285,6 +288,8 @@ class Collector:
             console.report(self.as_dict(), self._reason)
             for finding in self.status.findings():
                 self._log.warning("mirror health", finding=finding)
+            for remark in self.status.remarks():
+                self._log.info("mirror health", remark=remark)
         console.write_stats(self.options.stats, self.as_dict())
 
 

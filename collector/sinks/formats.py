@@ -111,15 +111,20 @@ class Pcapng:
         return b"".join(pcapng_out.statistics(place, each) for place, each in enumerate(told))
 
 
-def parse_format(name: str, expression: str = "", snaplen: int = SNAPLEN) -> Format:
-    """Return the format of that name (:data:`NAMES`); raises UsageError."""
+def parse_format(
+    name: str, expression: str = "", snaplen: int = SNAPLEN, asked: str = "--format"
+) -> Format:
+    """Return the format of that name (:data:`NAMES`); raises UsageError.
+
+    ``asked`` is where the user has given it, for messages.
+    """
     if name == "pcapng":
         return Pcapng(expression, min(snaplen, SNAPLEN))
     if name == "pcap":
         return Pcap()
     if name == "pcap-us":
         return Pcap(MICROSECONDS)
-    raise UsageError(f"--format {name}: expected {', '.join(NAMES[:-1])} or {NAMES[-1]}")
+    raise UsageError(f"{asked} {name}: expected {', '.join(NAMES[:-1])} or {NAMES[-1]}")
 
 
 def _version() -> str:

@@ -47,7 +47,9 @@ class Encoder:
 
     def __init__(self, options: SinkOptions, name_of: Callable[[int], str]) -> None:
         name = options.more.get("format", FORMAT)
-        self._format = parse_format(name, options.expression, options.snaplen)
+        self._format = parse_format(
+            name, options.expression, options.snaplen, f"--serve {options.target}: format"
+        )
         self._longest = options.snaplen if name != FORMAT else min(options.snaplen, LONGEST)
         self._name_of = name_of
         self._place: dict[int, int] = {}

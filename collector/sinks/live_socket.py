@@ -36,7 +36,9 @@ def parse_where(text: str) -> tuple[str, int]:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        raise UsageError(f"--serve {text}: {host} is not an IP address") from None
+        raise UsageError(
+            f"--serve {text}: {host} is no IP address, as in 127.0.0.1:{PORT}"
+        ) from None
     if port and not (port.isascii() and port.isdecimal() and int(port) < 65536):
         raise UsageError(f"--serve {text}: {port} is not a TCP port")
     return host, int(port) if port else PORT

@@ -39,19 +39,22 @@ class SinkOptions:
     """Options that only this kind of sink has."""
 
 
-def parse_sink(text: str, option: str, more: Sequence[str] = ()) -> SinkOptions:
+def parse_sink(
+    text: str, option: str, more: Sequence[str] = (), *, queued: bool = True
+) -> SinkOptions:
     """Return what ``text`` asks for; raises UsageError.
 
     Args:
         text: ``TARGET`` or ``TARGET?NAME=VALUE&NAME=VALUE``.
         option: the command line's word for it, for messages: ``--pcap``.
         more: names of options that this kind of sink has beside filter, snaplen and queue.
+        queued: whether frames may wait for this kind of sink at all; else it has no ``queue``.
 
     """
     *_, begin = [None, *_OPTIONS.finditer(text)]
     if begin is None:
         return SinkOptions(text)
-    names = ("filter", "snaplen", "queue", *more)
+    names = ("filter", "snaplen", *(("queue",) if queued else ()), *more)
     values: dict[str, str] = {}
     for part in re.split(f"&(?=(?:{'|'.join(names)})=)", text[begin.end() :]):
         name, _, value = part.partition("=")

@@ -60,21 +60,23 @@ def test_a_file_of_show_stats_is_as_good_as_one_of_stats(tmp_path: Path, role: s
 
 
 def test_what_show_writes_can_be_reconciled(collector: Run, tmp_path: Path) -> None:
-    """Of a collector that runs, through a file."""
+    """Of a collector that runs, through a file; one without a sink says what delivers."""
     control, sent, kept = (tmp_path / name for name in ("c.sock", "sent", "kept"))
     sent.write_text(json.dumps(SenderLedger().as_dict()))
     program = [sys.executable, "-m", "collector.cli", "listen", "--vxlan", "4789"]
     listening = subprocess.Popen(
         [*program, "--bind", "127.0.57.9", "--no-gre", "--control", str(control)],
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         lab.until(lambda: control_client.answers(control), 15, "the control socket")
         code, out, _ = collector("show", "stats", "--json", "--control", str(control))
     finally:
         listening.send_signal(signal.SIGINT)
-        listening.wait(10)
+        _, told = listening.communicate(timeout=10)
     assert code == 0
+    assert "only counted: deliver them with --pcap, --tap, --serve, --inject or --forward" in told
     kept.write_text(out)
     code, out, err = collector("reconcile", str(sent), str(kept))
     assert (code, err) == (0, "")

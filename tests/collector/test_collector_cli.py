@@ -64,6 +64,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ListenOptions]:
         ),
         (["listen", "--pcap", "-", "--pcap", "-?snaplen=96"], "only one of them"),
         (["listen", "--pcap", "-", "--stats", "-"], "cannot share standard output"),
+        (
+            ["listen", "--pcap", "f?format=x"],
+            "--pcap f: format x: expected pcapng, pcap or pcap-us",
+        ),
+        (["listen", "--format", "x", "--pcap", "f"], "--format x: expected pcapng, pcap"),
+        (["listen", "--tap-queues", "4"], "--tap-queues goes with --tap"),
+        (["listen", "--tap", "t?queue=1MB"], "no option queue, expected filter, snaplen"),
+        (["listen", "--inject", "lo?queue=1MB"], "no option queue, expected filter, snaplen"),
+        (["listen", "--tap-per-stream", "t?queue=1MB"], "no option queue, expected filter"),
         (["listen", "stray"], "unexpected extra argument"),
         (["decap", "in"], "Missing argument 'OUT'"),
         (["decap", "in", "out", "--udp", "x:1"], "--udp x:1: expected KIND:PORT"),
@@ -95,6 +104,14 @@ def test_help(collector: Run, arguments: list[str], words: list[str]) -> None:
     assert (code, err) == (0, "")
     text = " ".join(out.split())
     assert [word for word in words if word not in text] == []
+
+
+def test_the_commands_of_every_day_come_first(collector: Run) -> None:
+    _, out, _ = collector("--help")
+
+    words = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
+    assert words[:2] == ["listen", "decap"]
+    assert {"show", "top", "reconcile", "verify", "extcap"} < set(words)
 
 
 def test_every_option_reaches_listen(collector: Run, asked: list[ListenOptions]) -> None:

@@ -146,7 +146,7 @@ def test_every_wish_arrives() -> None:
     [
         ([], {"form": "pcap"}, "--format needs --pcap"),
         (["x"], {"form": "pcapnga"}, "--format pcapnga: expected pcapng, pcap or pcap-us"),
-        (["x=y"], {}, "--format y: expected"),
+        (["x=y"], {}, "--pcap x: format y: expected"),
         (["x"], {"rotate": "5s"}, "--rotate needs a folder: --pcap DIR/"),
         (["-"], {"keep": "5s"}, "--keep needs a folder"),
         ([], {"per_stream": True}, "--per-stream needs a folder"),

@@ -508,6 +508,7 @@ async def test_nothing_stays_open(opened: list[ServeSink]) -> None:
         ("0.0.0.0:1", ("0.0.0.0", 1)),
         ("::1", ("::1", 57012)),
         ("[::1]", ("::1", 57012)),
+        ("localhost:7", ("127.0.0.1", 7)),
         ("[::]:65535", ("::", 65535)),
     ],
 )
@@ -518,10 +519,13 @@ def test_where(text: str, expected: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("nohost:3", "nohost is not an IP address"),
+        ("nohost:3", "--serve nohost:3: nohost is no IP address, as in 127.0.0.1:57012"),
         ("1.2.3.4:x", "x is not a TCP port"),
         ("1.2.3.4:65536", "65536 is not a TCP port"),
-        ("127.0.0.1:0?format=pcapx", "pcapx: expected pcapng, pcap or pcap-us"),
+        (
+            "127.0.0.1:0?format=pcapx",
+            "--serve 127.0.0.1:0: format pcapx: expected pcapng, pcap or pcap-us",
+        ),
         ("127.0.0.1:0?filter=tcp and and", "syntax error"),
     ],
 )
