@@ -12,11 +12,28 @@ from typing import Any, Final
 FEW: Final = 10
 """Flows or frames fewer than this prove nothing."""
 MOST_ONE_DIRECTION: Final = 0.05
+MANY_UDP: Final = 30
+MOST_UDP_ONE_DIRECTION: Final = 0.99
 MOST_WITHOUT_SYN: Final = 0.2
 MOST_UNSEEN: Final = 0.001
 MOST_TRUNCATED: Final = 0.001
 MOST_BAD_CHECKSUMS: Final = 0.01
 MOST_DUPLICATES: Final = 0.05
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """Return what may be right or wrong, only who knows the network can tell.
+
+    Syslog, RTP and multicast have no answers, so UDP in one direction is only told where it is all
+    but everything, and where there is no TCP that shows whether the mirror has both directions.
+    """
+    udp = report["flows"] - report["tcp_flows"]
+    one = report["one_direction"] - report["tcp_one_direction"]
+    if report["tcp_flows"] >= FEW or udp < MANY_UDP or one < MOST_UDP_ONE_DIRECTION * udp:
+        return []
+    share = f"{one / udp:.1%} of UDP flows were seen in one direction only"
+    meaning = "normal for syslog, RTP and multicast; else the mirror lacks a direction"
+    return [f"{share}: {meaning}"]
 
 
 def findings(report: Mapping[str, Any], lost: int = 0) -> list[str]:

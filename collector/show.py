@@ -80,12 +80,12 @@ def _health(report: Entry) -> list[Text | Table]:
 
 
 def health_findings(report: Entry) -> list[Text]:
-    """Return what is wrong, a line each; a report of nothing says so."""
+    """Return what is wrong, and what may be, a line each; a report of nothing says so."""
     if not report["frames"]:
         return [Text("nothing came yet")]
-    if not report["findings"]:
-        return [Text("nothing wrong with the mirror was seen", "green")]
-    return [Text(f"! {finding}", "red") for finding in report["findings"]]
+    told = [Text(f"! {finding}", "red") for finding in report["findings"]]
+    told += [Text(remark) for remark in report.get("remarks", ())]
+    return told or [Text("nothing wrong with the mirror was seen", "green")]
 
 
 def _health_numbers(report: Entry) -> Table:

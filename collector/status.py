@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from collector.findings import findings
+from collector.findings import findings, remarks
 from collector.health import MirrorHealth
 from collector.ledger import CollectorLedger, RefusedSender, StreamLedger
 from tunnelbridge.errors import UserError
@@ -99,7 +99,13 @@ class Status:
                 "mirror health is switched off: start the collector without --no-health"
             )
         lost = sum(stream.lost for stream in self._streams())
-        return {**self._health.as_dict(), "lost": lost, "findings": self.findings()}
+        report = self._health.as_dict()
+        told = {"findings": findings(report, lost), "remarks": remarks(report)}
+        return {**report, "lost": lost, **told}
+
+    def remarks(self) -> list[str]:
+        """Return what may be wrong with the mirror, or right."""
+        return [] if self._health is None else remarks(self._health.as_dict())
 
     def findings(self) -> list[str]:
         """Return what is wrong with the mirror, as far as anybody looks."""

@@ -17,16 +17,21 @@ from typing import Any
 
 import outer
 import pytest
+from delivered import delivery
 from rich.console import Console
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
 from scapy.utils import rdpcap
 
 import lab
 from collector import cli, show
-from collector.findings import findings
+from collector.findings import findings, remarks
 from collector.health import MirrorHealth
 from collector.ledger import CollectorLedger, RefusedSender, SinkLedger, StreamLedger
 from collector.refinement import Refinement, Wishes
+from collector.show import health_findings
 from collector.status import MOST_SHOWN, Status
+from tunnelbridge.batch import from_packets
 from tunnelbridge.control_client import ask
 from tunnelbridge.errors import UserError
 from tunnelbridge.wire.encapsulation import vxlan_tunnel
@@ -126,6 +131,47 @@ def test_findings(wrong: dict[str, int], words: str) -> None:
     assert findings(HEALTHY) == []
     (found,) = findings(HEALTHY | wrong)
     assert found.startswith(words)
+
+
+ONLY_UDP = HEALTHY | {"flows": 30, "one_direction": 30, "tcp_flows": 0, "tcp_one_direction": 0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "share"),
+    [
+        ({}, "100.0%"),
+        ({"flows": 200, "one_direction": 198}, "99.0%"),
+        ({"flows": 200, "one_direction": 197}, None),
+        ({"flows": 29, "one_direction": 29}, None),  # too few
+        ({"flows": 39, "one_direction": 30, "tcp_flows": 9}, "100.0%"),  # TCP too little to tell
+        ({"flows": 40, "one_direction": 30, "tcp_flows": 10}, None),  # TCP came both ways
+        ({"flows": 60, "one_direction": 60, "tcp_flows": 30, "tcp_one_direction": 30}, None),
+    ],
+)
+def test_udp_in_one_direction_is_a_remark(changed: dict[str, int], share: str | None) -> None:
+    told = remarks(ONLY_UDP | {"tcp_without_syn": 0} | changed)
+    assert [each.split(" of UDP flows were seen in one direction")[0] for each in told] == (
+        [share] if share else []
+    )
+    assert findings(ONLY_UDP | {"tcp_without_syn": 0}) == []
+    assert remarks(HEALTHY) == []
+
+
+def test_a_remark_is_shown_and_no_alarm() -> None:
+    frames = [
+        Ether(src="02:00:00:00:00:0a", dst="02:00:00:00:00:0b")
+        / IP(src="192.0.2.1", dst="192.0.2.2", id=port) / UDP(sport=port, dport=53) / b"?"
+        for port in range(1000, 1040)
+    ]  # fmt: skip
+    health = MirrorHealth(1)
+    health.take(delivery(from_packets([bytes(frame) for frame in frames])))
+    looked = status(health=health)
+    found = looked.show("health")
+    assert found["findings"] == looked.findings() == []
+    assert found["remarks"] == looked.remarks()
+    (line,) = health_findings(found)
+    assert line.plain.startswith("100.0% of UDP flows were seen in one direction only: normal for")
+    assert not line.style
 
 
 def test_a_few_flows_prove_nothing() -> None:
