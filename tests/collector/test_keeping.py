@@ -149,3 +149,15 @@ def test_a_list_that_cannot_be_written_now_does_not_hold_files_back(
 
 def _full(line: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_list_that_cannot_be_written_does_not_keep_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rig(tmp_path, rotate=ONE, keep=Limits(number=1)) as made, monkeypatch.context() as patch:
+        patch.setattr(made.sink._publisher._keeper._lines, "append", _full)
+        made.put(3)
+        lab.until(lambda: [p.stem[-6:] for p in files_in(tmp_path)] == ["000003"], 10, "the last")
+    assert all_numbers(tmp_path) == [2]
+    listed = (tmp_path / ".collector" / "published.jsonl").read_text().splitlines()
+    assert files_in(tmp_path)[0].name in listed[-1]
