@@ -70,9 +70,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ListenOptions]:
         ),
         (["listen", "--format", "x", "--pcap", "f"], "--format x: expected pcapng, pcap"),
         (["listen", "--tap-queues", "4"], "--tap-queues goes with --tap"),
-        (["listen", "--tap", "t?queue=1MB"], "no option queue, expected filter, snaplen"),
-        (["listen", "--inject", "lo?queue=1MB"], "no option queue, expected filter, snaplen"),
-        (["listen", "--tap-per-stream", "t?queue=1MB"], "no option queue, expected filter"),
         (["listen", "stray"], "unexpected extra argument"),
         (["decap", "in"], "Missing argument 'OUT'"),
         (["decap", "in", "out", "--udp", "x:1"], "--udp x:1: expected KIND:PORT"),
@@ -86,6 +83,17 @@ def test_what_cannot_be_meant(collector: Run, arguments: list[str], words: str) 
     assert words in err
     assert err.startswith("collector")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("sink", ["--tap", "--inject", "--tap-per-stream"])
+def test_sinks_without_a_queue_take_none(
+    collector: Run, asked: list[ListenOptions], sink: str
+) -> None:
+    code, _, err = collector("listen", sink, "t?queue=1MB")
+
+    assert code == 2
+    assert "no option queue, expected filter" in err
+    assert not asked
 
 
 @pytest.mark.parametrize(
