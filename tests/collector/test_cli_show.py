@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,14 +64,17 @@ def test_what_show_writes_can_be_reconciled(collector: Run, tmp_path: Path) -> N
     """Of a collector that runs, through a file; one without a sink says what delivers."""
     control, sent, kept = (tmp_path / name for name in ("c.sock", "sent", "kept"))
     sent.write_text(json.dumps(SenderLedger().as_dict()))
-    program = [sys.executable, "-m", "collector.cli", "listen", "--vxlan", "4789"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.57.9", 0))
+        port = str(free.getsockname()[1])
+    program = [sys.executable, "-m", "collector.cli", "listen", "--vxlan", port]
     listening = subprocess.Popen(
         [*program, "--bind", "127.0.57.9", "--no-gre", "--control", str(control)],
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        lab.until(lambda: control_client.answers(control), 15, "the control socket")
+        lab.until(lambda: control_client.answers(control) or listening.poll(), 30, "an answer")
         code, out, _ = collector("show", "stats", "--json", "--control", str(control))
     finally:
         listening.send_signal(signal.SIGINT)
