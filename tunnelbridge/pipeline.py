@@ -68,10 +68,10 @@ class Pipeline:
         if self.policy.clients is not None:
             self.policy.clients.read()
         captured = self._read(self._refuse_short(batch))
-        taken = self._take(captured, selection)
+        taken, wanted = self._take(captured, selection)
         if not taken:
             return
-        frames, row = self._restore(captured, taken)
+        frames, row = self._restore(captured, wanted)
         if len(taken) == 1:
             taken[0].session.mirror(frames, taken[0].rule[row], captured)
             return
@@ -99,8 +99,11 @@ class Pipeline:
             batch, flows = batch.select(kept), flows.select(kept)
         return Captured(batch, flows)
 
-    def _take(self, captured: Captured, selection: Selection) -> list[Taken]:
-        """Let the sessions choose; count what each takes and what none does."""
+    def _take(self, captured: Captured, selection: Selection) -> tuple[list[Taken], Column]:
+        """Let the sessions choose; count what each takes and what none does.
+
+        Returns what each takes, and the rows that at least one takes.
+        """
         chosen = selection.choose(captured)
         taken = [Taken(selection.sessions[each.session], each.rows, each.rule) for each in chosen]
         present = len(captured.batch)
@@ -116,12 +119,11 @@ class Pipeline:
         for each in taken:
             each.session.ledger.matched += each.rows.size
             each.session.ledger.octets += int(captured.batch.wire_length[each.rows].sum())
-        return [each for each in taken if each.rows.size]
+        return [each for each in taken if each.rows.size], wanted
 
-    def _restore(self, captured: Captured, taken: list[Taken]) -> tuple[Frames, Column]:
-        """Return the wire-true frames of all packets that are taken, and of which row each is."""
+    def _restore(self, captured: Captured, wanted: Column) -> tuple[Frames, Column]:
+        """Return the wire-true frames of the rows ``wanted``, and of which of these each is."""
         ledger, batch = self.ledger, captured.batch
-        wanted = _union(len(batch), taken)
         if wanted.size < len(batch):
             batch = batch.select(wanted)
         restored = restore(batch)

@@ -26,6 +26,7 @@ class Group:
         self.members = members
         self.nat = nat
         self._up: Flags = np.ones(len(members), np.bool_)
+        self._takers = _takers(members, self._up)
         self._choose: Chooser | None = None
         if plan.distribution != "all":
             self._choose = chooser(
@@ -62,22 +63,18 @@ class Group:
         if self._choose is not None and (up != self._up).any():  # buckets take 10 ms
             self._choose.set_available(up)
         self._up = up
+        self._takers = _takers(self.members, up)
 
     def send(self, frames: Frames, captured: Captured, ledger: SessionLedger) -> None:
         """Give every frame to its member, or to all of them."""
         if self.nat is not None:
             frames = self._with_client_addresses(frames, captured, self.nat)
-        takers = [
-            member
-            for member, up in zip(self.members, self._up, strict=True)
-            if up and member.plan.weight
-        ]
         if self._choose is None:
-            for member in takers:
+            for member in self._takers:
                 ledger.copies += member.send(frames)
-            ledger.no_member += 0 if takers else len(frames.batch)
-        elif len(takers) == 1 and not self.plan.per_flow:  # flows are remembered for later
-            ledger.copies += takers[0].send(frames)
+            ledger.no_member += 0 if self._takers else len(frames.batch)
+        elif len(self._takers) == 1 and not self.plan.per_flow:  # flows are remembered for later
+            ledger.copies += self._takers[0].send(frames)
         else:
             self._send_to_chosen(
                 frames, self._choose.choose(self._wanted(frames, captured)), ledger
@@ -107,6 +104,13 @@ class Group:
         return frames.with_batch(
             readdress(frames.batch, frames.header_length, frames.ethertype, new)
         )
+
+
+def _takers(members: list[Member], up: Flags) -> list[Member]:
+    """Return the members that take clones: those that are up and not drained."""
+    return [
+        member for member, is_up in zip(members, up, strict=True) if is_up and member.plan.weight
+    ]
 
 
 class Session:
