@@ -22,7 +22,7 @@ from tunnelbridge.clone.rules import Rule
 from tunnelbridge.linux import libc
 from tunnelbridge.linux.bpf_join import join
 from tunnelbridge.linux.libpcap import compile_filter, kernel_takes, refuse_marked
-from tunnelbridge.policy.rule_programs import compile_lists, compile_rules
+from tunnelbridge.policy.rule_programs import compile_lists
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_long_lists(ns: str) -> None:
 def test_one_list(ns: str) -> None:
     dice = random.Random(6)
     rules = some_rules(dice, 12)
-    program = lab.in_namespace(ns, compile_rules, rules, "lo")
+    program = lab.in_namespace(ns, compile_lists, [rules], "lo")
     check([rules], some_packets(dice, 300), program)
     check([], [], program)
 
@@ -80,7 +80,7 @@ def test_without_an_interface_either_direction_will_do() -> None:
     rules = [Rule(direction="in", protocol=6), Rule(direction="out", protocol=17)]
     ip = bytes.fromhex("0800 45000028 00000000 40")
     frames = [bytes(12) + ip + bytes((protocol,)) + bytes(30) for protocol in (6, 17, 1)]
-    program = compile_rules(rules)
+    program = compile_lists([rules])
     assert (bpf.run(program, from_packets(frames)) != 0).tolist() == [True, True, False]
 
 
@@ -94,7 +94,7 @@ def test_nothing_and_everything(lists: list[list[Rule]], verdict: int) -> None:
 
 
 def test_a_direction_alone(ns: str) -> None:
-    program = lab.in_namespace(ns, compile_rules, [Rule(direction="out")], "lo")
+    program = lab.in_namespace(ns, compile_lists, [[Rule(direction="out")]], "lo")
     batch = from_packets([bytes(14), bytes(60)])
     batch.direction[1] = OUTBOUND
     assert (bpf.run(program, batch) != 0).tolist() == [False, True]
@@ -144,7 +144,7 @@ def test_real_packets(ns: str) -> None:
     tag = {number: b"\x81\0\0" + bytes((number,)) for number in (5, 6)}
     with lab.veth(ns, ns) as (near, far):
         programs = [
-            lab.in_namespace(ns, compile_rules, rules, near),
+            lab.in_namespace(ns, compile_lists, [rules], near),
             lab.in_namespace(ns, compile_filter, "vlan 5", near),
         ]
         joined = join(programs)

@@ -41,11 +41,6 @@ _NO_PORT: Final = 0xFFFF_FFFF
 """Above all ports, also those of a protocol."""
 
 
-def compile_rules(rules: Sequence[Rule], interface: str | None = None) -> Program:
-    """Compile one list: see :func:`compile_lists`, which is shorter for several."""
-    return compile_lists([rules], interface)
-
-
 def compile_lists(lists: Sequence[Sequence[Rule]], interface: str | None = None) -> Program:
     """Compile lists of rules into one program that accepts every packet that some list accepts.
 
