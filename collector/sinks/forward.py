@@ -7,26 +7,24 @@ dropped and counted at once, so nobody waits for a congested tunnel.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
 import numpy as np
 
 from collector.delivery import Delivery
-from collector.ledger import SinkLedger
 from collector.sinks.flows import FlowReader
-from collector.sinks.forwarding import ForwardLedger, Heard, common_options, refuse_own
+from collector.sinks.forwarding import FarEnds, Heard, common_options, refuse_own
 from collector.sinks.options import LONGEST, SinkOptions, parse_sink
 from collector.sinks.selection import Selection
 from tunnelbridge.clone.pool import Wanted, chooser
 from tunnelbridge.config.tunnel import TUNNELS, MtuPolicy, parse_tunnel
-from tunnelbridge.errors import UsageError, UserError
+from tunnelbridge.errors import UsageError
 from tunnelbridge.targets import Target, far_end, open_socket
 from tunnelbridge.tunnel import Frames, Tunnel
-from tunnelbridge.watch import LossWatch
 from tunnelbridge.wire import ethernet
 from tunnelbridge.wire.flow import Flows
 
@@ -89,7 +87,7 @@ def _parse(text: str) -> tuple[Target, SinkOptions]:
     return Target(url, spec, far_end(url, spec)), options
 
 
-class ForwardSink:
+class ForwardSink(FarEnds[Tunnel]):
     """Encapsulates frames again and sends them.
 
     Raises UsageError: a wrong filter, or a tunnel that leads back to what is ``heard`` here;
@@ -102,22 +100,12 @@ class ForwardSink:
         self._snaplen = asked.options.snaplen
         self._selection = Selection(replace(asked.options, snaplen=LONGEST))
         self._flows = FlowReader()
-        self._watch = LossWatch()
         self._choose = None
         if len(asked.targets) > 1:
             names = [target.name for target in asked.targets]
             self._choose = chooser(asked.by, "packet", names, [1] * len(names))
-        self._tunnels: list[Tunnel] = []
-        with contextlib.ExitStack() as opening:
-            for target in asked.targets:
-                tunnel = _open(target, asked.options.queue_octets)
-                opening.callback(tunnel.close)
-                self._tunnels.append(tunnel)
-            opening.pop_all()
-        self._counts = ForwardLedger(
-            asked.name, far_ends=[tunnel.ledger for tunnel in self._tunnels]
-        )
-        self.ledger: SinkLedger = self._counts
+        octets = asked.options.queue_octets
+        self._open(asked.name, [partial(_open, target, octets) for target in asked.targets])
 
     def put(self, delivery: Delivery) -> None:
         """Send what the sink wants of the frames."""
@@ -138,31 +126,13 @@ class ForwardSink:
             tunnel.send(share)
         self._counts.settle()
 
-    def tick(self, now: int) -> None:
-        """Follow the network's changes, and tell of losses."""
-        for tunnel in self._tunnels:
-            with contextlib.suppress(UserError, OSError):  # no route now: sending counts it
-                tunnel.refresh()
-        self._watch.look(self._counts.far_ends)
-
-    def is_gone(self) -> bool:
-        """Never: a far end may come back."""
-        return False
-
-    def close(self) -> None:
-        """Close the tunnels."""
-        for tunnel in self._tunnels:
-            tunnel.close()
-
     def _shares(self, frames: Frames, flows: Flows) -> Iterator[tuple[Tunnel, Frames]]:
         if self._choose is None:
-            yield self._tunnels[0], frames
+            yield self._far_ends[0], frames
             return
         choice = self._choose.choose(Wanted(flows.hash, frames.batch.timestamp))
-        for number, tunnel in enumerate(self._tunnels):
-            rows = np.flatnonzero(choice == number)
-            if rows.size:
-                yield tunnel, frames.select(rows)
+        for tunnel, rows in self._chosen(choice):
+            yield tunnel, frames.select(rows)
 
 
 def _refuse_loop(target: Target, heard: Heard) -> None:

@@ -16,33 +16,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from collector.delivery import Delivery
-from collector.ledger import SinkLedger
 from collector.sinks.back_ends import OPTION, BackEnd, RawForwarding
 from collector.sinks.carried import Carried, read_carried
 from collector.sinks.flows import FlowReader
-from collector.sinks.forwarding import ForwardLedger, Heard, count_sent, refuse_own
+from collector.sinks.forwarding import FarEnds, Heard, count_sent, refuse_own
 from collector.sinks.selection import Selection
 from tunnelbridge.batch import Column
 from tunnelbridge.clone.pool import Wanted, chooser
-from tunnelbridge.errors import UserError
 from tunnelbridge.ledger import TunnelLedger
 from tunnelbridge.linux.endpoint import Endpoint
 from tunnelbridge.linux.privileges import effective_capabilities
 from tunnelbridge.linux.transmit import RawTunnelSocket, TunnelSocket, UdpTunnelSocket
 from tunnelbridge.tunnel import SOURCE_GONE
-from tunnelbridge.watch import LossWatch
 from tunnelbridge.wire.encapsulation import UDP_PROTOCOL
 
 NO_DATAGRAM: Final = "no-datagram"
 """Frames whose datagram is not known any more."""
 
 
-class ForwardRawSink:
+class ForwardRawSink(FarEnds["_Way"]):
     """Passes datagrams on to back ends.
 
     Raises UsageError: a wrong filter, or a back end that leads back to what is ``heard`` here;
@@ -54,25 +52,18 @@ class ForwardRawSink:
             _refuse_loop(back_end, heard)
         self._selection = Selection(asked.options)
         self._flows = FlowReader()
-        self._watch = LossWatch()
         self._choose = chooser(
             "flow",
             "packet",
             [back_end.name for back_end in asked.back_ends],
             [back_end.weight for back_end in asked.back_ends],
         )
-        self._ways: list[_Way] = []
-        with contextlib.ExitStack() as opening:
-            for back_end in asked.back_ends:
-                way = _Way(back_end, heard, asked.options.queue_octets)
-                opening.callback(way.close)
-                self._ways.append(way)
-            opening.pop_all()
-        names = ", ".join(way.ledger.name for way in self._ways)
-        self._counts = ForwardLedger(
-            f"forward-raw {names}", far_ends=[way.ledger for way in self._ways]
+        names = ", ".join(back_end.name for back_end in asked.back_ends)
+        octets = asked.options.queue_octets
+        self._open(
+            f"forward-raw {names}",
+            [partial(_Way, back_end, heard, octets) for back_end in asked.back_ends],
         )
-        self.ledger: SinkLedger = self._counts
 
     def put(self, delivery: Delivery) -> None:
         """Pass on the datagrams of the frames that the sink wants."""
@@ -85,27 +76,9 @@ class ForwardRawSink:
             self._counts.not_offered[NO_DATAGRAM] += len(delivery)
         else:
             choice = self._choose.choose(Wanted(flows.hash, delivery.frames.timestamp))
-            for number, way in enumerate(self._ways):
-                rows = np.flatnonzero(choice == number)
-                if rows.size:
-                    way.send(carried.select(rows))
+            for way, rows in self._chosen(choice):
+                way.send(carried.select(rows))
         self._counts.settle()
-
-    def tick(self, now: int) -> None:
-        """Follow the network's changes, and tell of losses."""
-        for way in self._ways:
-            with contextlib.suppress(UserError, OSError):  # no route now: sending counts it
-                way.refresh()
-        self._watch.look(self._counts.far_ends)
-
-    def is_gone(self) -> bool:
-        """Never: a back end may come back."""
-        return False
-
-    def close(self) -> None:
-        """Close the sockets."""
-        for way in self._ways:
-            way.close()
 
 
 class _Way:

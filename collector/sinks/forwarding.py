@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from collector.ledger import SinkLedger
 from collector.sinks.options import SinkOptions
-from tunnelbridge.errors import UsageError
+from tunnelbridge.batch import Column
+from tunnelbridge.errors import UsageError, UserError
 from tunnelbridge.ledger import TunnelLedger
 from tunnelbridge.linux.netlink import is_own
 from tunnelbridge.linux.pushing import Sent
+from tunnelbridge.watch import LossWatch
 from tunnelbridge.wire.encapsulation import UDP_PROTOCOL
 
 QUEUE_FULL: Final = "queue-full"
@@ -92,6 +97,66 @@ class ForwardLedger(SinkLedger):
     def as_dict(self) -> dict[str, Any]:
         """Return the sink as ``--stats`` writes it, with its far ends."""
         return SinkLedger.as_dict(self) | {"to": [_as_dict(each) for each in self.far_ends]}
+
+
+class FarEnd(Protocol):
+    """A tunnel, or the sockets to a back end."""
+
+    ledger: TunnelLedger
+
+    def refresh(self) -> None:
+        """Follow the network's changes; raises UserError and OSError where there is no way now."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+F = TypeVar("F", bound=FarEnd)
+
+
+class FarEnds(Generic[F]):
+    """What both forwarding sinks do with the ends they send to, whatever these are.
+
+    Subclasses call :meth:`_open` once they know all, and deliver in ``put``.
+    """
+
+    ledger: SinkLedger
+
+    def _open(self, name: str, openers: Iterable[Callable[[], F]]) -> None:
+        """Open all far ends, or none; raises what an opener raises."""
+        self._far_ends: list[F] = []
+        self._watch = LossWatch()
+        with contextlib.ExitStack() as opening:
+            for opener in openers:
+                far_end = opener()
+                opening.callback(far_end.close)
+                self._far_ends.append(far_end)
+            opening.pop_all()
+        self._counts = ForwardLedger(name, far_ends=[each.ledger for each in self._far_ends])
+        self.ledger = self._counts
+
+    def _chosen(self, choice: Column) -> Iterator[tuple[F, Column]]:
+        """Yield each far end that gets something, with the rows it gets."""
+        for number, far_end in enumerate(self._far_ends):
+            rows = np.flatnonzero(choice == number)
+            if rows.size:
+                yield far_end, rows
+
+    def tick(self, now: int) -> None:
+        """Follow the network's changes, and tell of losses."""
+        for far_end in self._far_ends:
+            with contextlib.suppress(UserError, OSError):  # no route now: sending counts it
+                far_end.refresh()
+        self._watch.look(self._counts.far_ends)
+
+    def is_gone(self) -> bool:
+        """Never: a far end may come back."""
+        return False
+
+    def close(self) -> None:
+        """Close all far ends."""
+        for far_end in self._far_ends:
+            far_end.close()
 
 
 def count_sent(ledger: TunnelLedger, offered: int, sent: Sent) -> None:

@@ -430,8 +430,8 @@ def test_a_tunnel_that_leads_back_is_refused(
 
 def test_what_is_sent_carries_the_mark(ns: str) -> None:
     sink = lab.in_namespace(ns, ForwardSink, plan_forwarding(["vxlan://192.0.2.3"])[0], ALL)
-    assert all(tunnel.is_marked for tunnel in sink._tunnels)
-    assert all(tunnel.policy is MtuPolicy.FRAGMENT for tunnel in sink._tunnels)
+    assert all(tunnel.is_marked for tunnel in sink._far_ends)
+    assert all(tunnel.policy is MtuPolicy.FRAGMENT for tunnel in sink._far_ends)
     sink.close()
 
 
